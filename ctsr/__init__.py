@@ -1,0 +1,3 @@
+"""Thin-slice CT from thick-slice CT."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Volumes, their geometry and the grids along z. NumPy only."""

@@ -1,0 +1,1 @@
+"""Training data: volumes, pairs made on the fly, splits by patient."""

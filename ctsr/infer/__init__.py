@@ -1,0 +1,1 @@
+"""From a thick array to a thin one: streaming networks, cascade, projection, memory plan."""

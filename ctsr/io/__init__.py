@@ -1,0 +1,1 @@
+"""Files: strict NIfTI, atomic writes, lists and tables, provenance records."""

@@ -1,0 +1,1 @@
+"""How close a thin volume is to the truth, and to the measurement."""

@@ -1,0 +1,1 @@
+"""Slice profiles, the thickening operator, its projection, z-matrices, simulation, phantoms."""

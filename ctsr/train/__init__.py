@@ -1,0 +1,1 @@
+"""One training loop; each trainer says only what a step is."""

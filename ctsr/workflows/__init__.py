@@ -1,0 +1,1 @@
+"""One file a command: files in, layers called, files and records out."""
