@@ -1,8 +1,8 @@
 """Where to measure: the body, the lungs, and bands of tissue.
 
 Every mask comes from the *smoothed* reference. A band cut from noisy values selects its own noise: a voxel
-that noise lifted over the border is counted, one that it pushed below is not, and even a perfect estimator then
-shows a bias. Arrays are (D, H, W) in HU, the slice axis first.
+that noise lifted over the border is counted, one that it pushed below is not, and even a perfect estimator
+then shows a bias. Arrays are (D, H, W) in HU, the slice axis first.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BODY_LIMIT = -500.0  # HU, half-way from air to water
 LUNG_LIMIT = -600.0  # HU
 SIGMA_IN_PLANE = 2.0  # voxels; with the one along z this takes white noise to 7.5 % of its SD
 SIGMA_ALONG_Z = 1.0  # voxels
+TRUNCATE = 3.0  # σ
 SLAB = 16  # slices worked on at a time
 
 
@@ -54,23 +55,23 @@ class Regions:
 
 
 def body_mask(hu: np.ndarray) -> np.ndarray:
-    """The patient, lungs included and the table not: smoothed > −500 HU, the largest piece, holes filled.
+    """The patient with the lungs, without the table: smoothed > −500 HU, largest piece, holes filled.
 
-    Holes are filled slice by slice; air that reaches the image's border is outside, so a lung that the field of
-    view cuts open is not part of the body in those slices.
+    Holes are filled slice by slice; air that reaches the image's border is outside, so a lung that the field
+    of view cuts open is no part of the body in those slices.
     Raises InputError where nothing is above −500 HU.
     """
     return _body(smoothed(hu))
 
 
 def lung_mask(reference: np.ndarray, body: np.ndarray | None = None) -> np.ndarray:
-    """Air inside the body: smoothed < −600 HU, eroded by one voxel. `body`: its mask, if it is there already."""
+    """Air inside the body: smoothed < −600 HU, eroded by one voxel. `body`: its mask, if already made."""
     smooth = smoothed(reference)
     return _lung(smooth, _body(smooth) if body is None else body)
 
 
 def tissue_bands(reference: np.ndarray, body: np.ndarray) -> dict[str, np.ndarray]:
-    """One mask for each of BANDS: smoothed reference within the band and inside the body, eroded by one voxel."""
+    """One mask for each of BANDS: smoothed reference in the band, inside the body, eroded by one voxel."""
     return _bands(smoothed(reference), body)
 
 
@@ -81,20 +82,20 @@ def smoothed(hu: np.ndarray) -> np.ndarray:
     """
     if hu.ndim != 3 or 0 in hu.shape:
         raise InputError(f"a volume has 3 axes and voxels, this one is {hu.shape}")
-    depth = hu.shape[0]
     # Along z as a banded matrix product: SciPy's filter strides through memory there, six times as slow.
-    along_z = ndimage.gaussian_filter1d(np.eye(depth), SIGMA_ALONG_Z, axis=0).astype(np.float32)
-    reach = int(4 * SIGMA_ALONG_Z + 0.5)
+    along_z = ndimage.gaussian_filter1d(np.eye(len(hu)), SIGMA_ALONG_Z, axis=0, truncate=TRUNCATE)
+    along_z = along_z.astype(np.float32)
+    reach = int(TRUNCATE * SIGMA_ALONG_Z + 0.5)
     out = np.empty(hu.shape, np.float32)
-    for start in range(0, depth, SLAB):
-        stop = min(start + SLAB, depth)
-        near = slice(max(start - reach, 0), min(stop + reach, depth))
+    for start in range(0, len(hu), SLAB):
+        here, near = slice(start, start + SLAB), slice(max(start - reach, 0), start + SLAB + reach)
         slab = hu[near].astype(np.float32)
+        if not np.isfinite(slab).all():
+            raise InputError(f"values that are not finite near slice {start}")
         slab[slab <= PADDING_LIMIT] = AIR
-        slab = np.tensordot(along_z[start:stop, near], slab, axes=1)
-        out[start:stop] = ndimage.gaussian_filter(slab, (0, SIGMA_IN_PLANE, SIGMA_IN_PLANE))
-        if not np.isfinite(out[start:stop]).all():
-            raise InputError(f"values that are not finite near slices {start}–{stop - 1}")
+        slab = np.tensordot(along_z[here, near], slab, axes=1)
+        in_plane = (0, SIGMA_IN_PLANE, SIGMA_IN_PLANE)
+        ndimage.gaussian_filter(slab, in_plane, truncate=TRUNCATE, output=out[here])
     return out
 
 
