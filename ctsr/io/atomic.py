@@ -1,0 +1,277 @@
+"""Files that are whole or not there: a temporary file beside the target, synced, then put in place.
+
+Every step goes through `os` on an unbuffered descriptor, so that a test can fail each call in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
+
+__all__ = [
+    "OutputFile",
+    "PathLike",
+    "atomic_write",
+    "check_output",
+    "input_error",
+    "output_error",
+    "write_bytes",
+    "write_text",
+]
+
+PathLike = str | os.PathLike[str]
+
+_ORPHAN_AGE_SECONDS = (
+    3600.0  # a pid says nothing about another host on a shared disk; an hour without a write does
+)
+_TEMPORARY = re.compile(r"\.ctsr-(\d+)-[0-9a-f]{6}\.part")
+_PIECE = 1 << 24  # bytes a write call: a signal is answered between two calls
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)  # O_BINARY: Windows
+
+_NAMING_FAULTS = {  # the path is wrong, not the disk
+    errno.EEXIST: "exists already",
+    errno.ENOENT: "its folder does not exist",
+    errno.ENOTDIR: "a part of its path is not a folder",
+    errno.EISDIR: "is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "is a loop of links",
+}
+_NO_HARD_LINKS = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EINVAL,
+}
+
+
+def output_error(exc: OSError, path: PathLike) -> CtsrError:
+    """The error that a failed write stands for: a wrong path is usage, all else is the disk."""
+    if exc.errno in _NAMING_FAULTS:
+        hint = "--overwrite replaces it" if exc.errno == errno.EEXIST else ""
+        return UsageError(_NAMING_FAULTS[exc.errno], path=path, hint=hint)
+    return ResourceError(f"cannot be written: {_words(exc)}", path=path)
+
+
+def input_error(exc: OSError, path: PathLike) -> InputError:
+    """The error that a failed read stands for."""
+    found = {errno.ENOENT: "does not exist", errno.EISDIR: "is a folder", errno.ELOOP: "is a loop of links"}
+    return InputError(found.get(exc.errno or 0, f"cannot be read: {_words(exc)}"), path=path)
+
+
+def _words(exc: OSError) -> str:
+    return (exc.strerror or type(exc).__name__).lower()
+
+
+class OutputFile:
+    """A file being written, front to back, without a buffer. Counts and hashes what passes.
+
+    size: bytes written so far. sha256: of those bytes, hexadecimal.
+    """
+
+    def __init__(self, descriptor: int, path: PathLike) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is held back; here because a file object has it."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write all of `data`; UsageError or ResourceError where the disk does not take it."""
+        view = memoryview(data).cast("B")
+        total = len(view)
+        while view:
+            try:
+                written = os.write(self._descriptor, view[:_PIECE])
+            except OSError as exc:
+                raise output_error(exc, self._path) from exc
+            self._hash.update(view[:written])
+            self.size += written
+            view = view[written:]
+        return total
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: PathLike, *, overwrite: bool, before_commit: Callable[[OutputFile], None] | None = None
+) -> Iterator[OutputFile]:
+    """An output file that appears under its name when the block ends well, and not at all otherwise.
+
+    A symlink is followed: the file it names is replaced and the link stays. Without `overwrite` the name is
+    taken by a hard link: of two processes that write it, one gets UsageError. Mode: 0666 less the umask.
+    before_commit: called when all bytes are on the disk and only the name is missing.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if not overwrite and os.path.lexists(target):
+        raise output_error(FileExistsError(errno.EEXIST, ""), path)
+    _sweep(folder)
+    temporary = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
+    with _as_output_error(path):
+        # the kernel takes the umask off this mode: no need to read it, which can't be done without a race
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    is_open = True
+    try:
+        file = OutputFile(descriptor, path)
+        yield file
+        with _as_output_error(path):
+            os.fsync(descriptor)
+            is_open = False  # a close that fails has closed all the same
+            os.close(descriptor)
+        if before_commit is not None:
+            before_commit(file)
+        with _as_output_error(path):
+            _commit(temporary, target, overwrite=overwrite)
+    finally:
+        if is_open:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _as_output_error(path: PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise output_error(exc, path) from exc
+
+
+def _commit(temporary: str, target: str, *, overwrite: bool) -> None:
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise (
+            IsADirectoryError(errno.EISDIR, "")
+            if os.path.isdir(target)
+            else FileExistsError(errno.EEXIST, "")
+        )
+    if not overwrite:
+        try:
+            os.link(temporary, target)
+            return
+        except FileExistsError:
+            raise
+        except (AttributeError, NotImplementedError):
+            pass
+        except OSError as exc:
+            if exc.errno not in _NO_HARD_LINKS:
+                raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "")
+    os.replace(temporary, target)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name last through a power cut. The file is in place: a failure here is no error."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | _BINARY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(folder: str) -> None:
+    """Remove what killed processes left behind: a dead pid, and no write for an hour."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (found := _TEMPORARY.fullmatch(entry.name)) and not _is_alive(int(found[1])):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _ORPHAN_AGE_SECONDS:
+                        os.unlink(entry.path)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # on Windows a signal 0 would reach the process
+        return pid == os.getpid()
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_bytes(path: PathLike, data: bytes | bytearray | memoryview, *, overwrite: bool) -> str:
+    """Write `data` atomically; returns its sha256, hexadecimal."""
+    with atomic_write(path, overwrite=overwrite) as file:
+        file.write(data)
+    return file.sha256
+
+
+def write_text(path: PathLike, text: str, *, overwrite: bool) -> str:
+    """Write `text` atomically as UTF-8 with the newlines it has; returns the sha256 of the bytes.
+
+    Names that are not UTF-8 (surrogates in a str) come out as the bytes they were.
+    """
+    return write_bytes(path, text.encode("utf-8", errors="surrogateescape"), overwrite=overwrite)
+
+
+def check_output(path: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
+    """Refuse, before hours of work, an output that could not be written at their end.
+
+    UsageError: no such folder, a folder or a device in the way, there already without `overwrite`, or one of
+    `inputs` itself. ResourceError: the folder can't be written to (tried with a temporary file).
+    """
+    given = os.fspath(path)
+    if given.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(given):
+        raise UsageError("is a folder, a file is asked for", path=path)
+    target = os.path.realpath(given)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise UsageError(f"its folder does not exist: {os.path.dirname(given) or folder}", path=path)
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise output_error(exc, path) from exc
+    else:
+        if not stat.S_ISREG(mode):
+            raise UsageError(f"is {_kind(mode)}, not a file", path=path)
+        for source in inputs:
+            with contextlib.suppress(OSError):  # an input that can't be looked at is refused where it is read
+                if os.path.samefile(source, target):
+                    raise UsageError("is the input itself", path=path, hint="name another output")
+        if not overwrite:
+            raise output_error(FileExistsError(errno.EEXIST, ""), path)
+    probe = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
+    with _as_output_error(path):
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666))
+        Path(probe).unlink()
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a loop of links",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")

@@ -1,0 +1,110 @@
+"""Volumes from and to the image objects of nibabel and SimpleITK, which are imported only when asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ctsr.core.volume import Volume
+from ctsr.errors import GeometryError, InputError
+from ctsr.io.hu import refuse_what_is_not_hu, to_hu
+from ctsr.io.nifti_header import checked_affine
+
+__all__ = ["from_nibabel", "from_sitk", "to_nibabel", "to_sitk"]
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK's world to ours, and back
+
+
+def from_nibabel(image: Any, *, notes: list[str] | None = None) -> Volume:
+    """The volume of a nibabel NIfTI image, its data copied; refused where a file like it would be.
+
+    Raises GeometryError where it has no orientation (both form codes 0).
+    """
+    notes = [] if notes is None else notes
+    header = image.header
+    form_code = int(header["sform_code"]) or int(header["qform_code"])
+    if not form_code:
+        raise GeometryError("no orientation (sform and qform codes are 0)")
+    scale = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7)
+    if scale is None:
+        raise GeometryError(f"xyzt_units = {int(header['xyzt_units']) & 7} is no unit of length")
+    proxy = (
+        image.dataobj
+    )  # an array, or a file with slope and inter, which np.asarray would turn into float64
+    stored = np.asarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy)
+    slope, inter = float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
+    slice_axis = header.get_dim_info()[2]
+    affine = np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, np.float64)
+    return _volume(
+        stored, affine, notes, slope=slope, inter=inter, slice_axis=slice_axis, form_code=form_code
+    )
+
+
+def to_nibabel(volume: Volume) -> Any:
+    """A nibabel NIfTI-1 image that shares the volume's array: sform = qform, mm, not scaled."""
+    import nibabel
+
+    image: Any = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
+        volume.data, volume.affine, dtype=volume.data.dtype
+    )
+    image.set_sform(volume.affine, code=volume.form_code)
+    image.set_qform(volume.affine, code=volume.form_code)
+    image.header.set_xyzt_units("mm")
+    image.header.set_dim_info(slice=volume.slice_axis)
+    return image
+
+
+def from_sitk(image: Any, *, notes: list[str] | None = None) -> Volume:
+    """The volume of a SimpleITK image, its data copied; refused where a file like it would be."""
+    import SimpleITK
+
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        kind = f"{image.GetDimension()}D image of {image.GetNumberOfComponentsPerPixel()} components"
+        raise InputError(f"{kind}, a 3D one of 1 expected")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    stored = SimpleITK.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    return _volume(stored, _LPS @ affine, [] if notes is None else notes)
+
+
+def to_sitk(volume: Volume) -> Any:
+    """A SimpleITK image of the volume, its data copied. ITK raises where axes are sheared by more than 10⁻⁴."""
+    import SimpleITK
+
+    affine = _LPS @ volume.affine
+    image: Any = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.data.transpose(2, 1, 0)))
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetDirection((affine[:3, :3] / volume.spacing).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
+
+
+def _volume(
+    stored: np.ndarray,
+    affine: np.ndarray,
+    notes: list[str],
+    *,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    slice_axis: int | None = None,
+    form_code: int = 1,
+) -> Volume:
+    stored = stored.reshape(stored.shape[:3]) if stored.ndim > 3 and set(stored.shape[3:]) == {1} else stored
+    if stored.ndim != 3 or stored.dtype.kind not in "iuf" or 0 in stored.shape:
+        raise InputError(
+            f"{stored.ndim}D array of {stored.dtype}, {stored.shape}; a 3D one of numbers expected"
+        )
+    i, j, k = stored.shape
+    affine = checked_affine(affine, (i, j, k), notes=notes)
+    flat = np.array(stored, order="F", copy=True).reshape(-1, order="F")
+    hu = to_hu(flat, (i, j, k), slope=slope, inter=inter)
+    refuse_what_is_not_hu(hu, stored_dtype=hu.dtype, notes=notes)
+    return Volume(
+        hu.reshape(stored.shape, order="F"),
+        affine,
+        slice_axis=slice_axis,
+        stored_dtype=stored.dtype.newbyteorder("="),
+        form_code=form_code,
+    )

@@ -1,0 +1,88 @@
+"""The record beside an output (`out.json` for `out.nii.gz`): how it came about, and which bytes it speaks of.
+
+The record is put in place first and the image last. So an image that is there is complete, and a record whose
+`output_sha256` and `output_size_bytes` do not fit the image tells of a run that was cut between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ctsr.errors import InputError
+from ctsr.io.atomic import OutputFile, PathLike, input_error, write_text
+from ctsr.io.lists import stem
+
+__all__ = ["read_sidecar", "record_first", "sha256_of", "sidecar_length", "sidecar_path", "write_record"]
+
+_LARGEST_SIDECAR = 1 << 24  # bytes; dcm2niix writes a few kB
+
+
+def sidecar_path(image: PathLike) -> Path:
+    """Where the record of an image lies: out.json for out.nii.gz."""
+    return Path(image).parent / f"{stem(image)}.json"
+
+
+def read_sidecar(image: PathLike) -> dict[str, Any]:
+    """What the JSON beside an image says; empty where there is none, InputError where it is damaged."""
+    path = sidecar_path(image)
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _LARGEST_SIDECAR:
+            raise InputError(f"{path.stat().st_size:,} bytes are too many for a sidecar", path=path)
+        found = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
+    except OSError as exc:
+        raise input_error(exc, path) from exc
+    except (ValueError, RecursionError) as exc:
+        raise InputError("is not valid JSON", path=path, hint="mend it or move it away") from exc
+    if not isinstance(found, dict):
+        raise InputError("is not a JSON object", path=path, hint="mend it or move it away")
+    return found
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def sidecar_length(sidecar: Mapping[str, Any], key: str) -> float | None:
+    """A length in mm that a sidecar holds, such as SliceThickness; None where it is absent or no length."""
+    value = sidecar.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < 1e3 and math.isfinite(value) else None
+
+
+def write_record(path: PathLike, record: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Write a record as JSON, sorted and indented, so that `diff` compares two. ValueError on NaN."""
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=True)
+    write_text(path, text + "\n", overwrite=overwrite)
+
+
+def record_first(
+    image: PathLike, record: Mapping[str, Any], *, overwrite: bool
+) -> Callable[[OutputFile], None]:
+    """A `before_commit` step that puts the record of `image` in place just before the image itself.
+
+    `record` is read when the image is complete, so it may be filled while the image is being written.
+    """
+
+    def put_in_place(file: OutputFile) -> None:
+        complete = {**record, "output_sha256": file.sha256, "output_size_bytes": file.size}
+        write_record(sidecar_path(image), complete, overwrite=overwrite)
+
+    return put_in_place
+
+
+def sha256_of(path: PathLike) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    try:
+        with open(os.fspath(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise input_error(exc, path) from exc
