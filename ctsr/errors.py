@@ -1,15 +1,15 @@
 """The errors that a user can act on. Each class knows its exit code.
 
-    CtsrError                1  (never raised itself: code 1 is an internal error)
-    ├── UsageError           2  option, value, combination, output in the way
-    ├── InputError           3  input missing, damaged, of the wrong kind, unsafe geometry
-    │   └── GeometryError    3  the slices do not form one regular grid
-    ├── ResourceError        4  memory, disk, output place, device
-    ├── WeightsError         5  weights refused or not matching
-    ├── NetworkError         6  network or hub
-    ├── SomeCasesFailed      7  a folder run ended, some cases failed
-    ├── TrainingDiverged     8  training diverged, or adds nothing
-    └── RequirementNotMet    9  `--require` not met; the report is written all the same
+CtsrError                1  (never raised itself: code 1 is an internal error)
+├── UsageError           2  option, value, combination, output in the way
+├── InputError           3  input missing, damaged, of the wrong kind, unsafe geometry
+│   └── GeometryError    3  the slices do not form one regular grid
+├── ResourceError        4  memory, disk, output place, device
+├── WeightsError         5  weights refused or not matching
+├── NetworkError         6  network or hub
+├── SomeCasesFailed      7  a folder run ended, some cases failed
+├── TrainingDiverged     8  training diverged, or adds nothing
+└── RequirementNotMet    9  `--require` not met; the report is written all the same
 """
 
 from __future__ import annotations

@@ -38,7 +38,10 @@ def slice_axis(volume: Volume, *, axis: int | None = None) -> tuple[int, str]:
     directions = volume.affine[:3, :3] / spacing
     nearest = int(np.argmax(np.abs(directions[2])))
     sizes = " × ".join(f"{s:.3g}" for s in spacing)
-    return nearest, f"voxels of {sizes} mm do not show the slice axis: taking axis {nearest}, nearest head–foot (--axis)"
+    return (
+        nearest,
+        f"voxels of {sizes} mm do not show the slice axis: taking axis {nearest}, nearest head–foot (--axis)",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +79,7 @@ def canonical_turn(affine: np.ndarray, axis: int) -> Turn:
 
 def corners(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Positions of the eight corner voxels' centres, mm, (8, 3)."""
-    index = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
+    index = np.array(
+        [[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)]
+    )
     return (affine @ index.T).T[:, :3]

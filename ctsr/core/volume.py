@@ -42,8 +42,14 @@ class Volume:
         if self.data.dtype.kind not in "iuf":
             raise GeometryError(f"CT numbers are integers or floats, not {self.data.dtype}")
         affine = np.array(self.affine, dtype=np.float64)  # a copy: the caller's array may change
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
-            raise GeometryError(f"an affine is a finite 4 × 4 matrix that ends in 0 0 0 1, this one is {affine.tolist()}")
+        if (
+            affine.shape != (4, 4)
+            or not np.isfinite(affine).all()
+            or not np.array_equal(affine[3], [0, 0, 0, 1])
+        ):
+            raise GeometryError(
+                f"an affine is a finite 4 × 4 matrix that ends in 0 0 0 1, this one is {affine.tolist()}"
+            )
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise GeometryError("the affine is singular: two axes of the volume run the same way")
         affine.setflags(write=False)

@@ -1,0 +1,197 @@
+"""Training pairs made on the fly: a thin truth, what a scanner would have stored of it, and the matrices that relate them.
+
+A pair's truth is itself thickened from the source scan to a random spacing, so that inputs of 1–6.5 mm are really
+trained for; then it is thickened by two with exactly the kernel that inference will use. Every volume also trains in
+plane: an in-plane axis plays z, because its resolution is real. Nothing is ever interpolated.
+
+The sample of index i is a function of (seed, i) alone: a resumed run sees what the unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctsr.core.zgrid import ZGrid
+from ctsr.physics.operator import apply_along_z, grid_operator, thickening_matrix
+from ctsr.physics.profile import ProfileKind, SliceProfile
+from ctsr.physics.projection import projection_matrix, projector
+from ctsr.physics.zmatrix import interpolation_matrix, inverse_matrix
+
+__all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume", "doubling"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainVolume:
+    """A scan to cut pairs from.
+
+    hu: (D, H, W) int16 or float32, slice axis first. spacing, thickness: mm along each axis; thickness is the
+    resolution (FWHM), in plane taken to be one pixel.
+    """
+
+    name: str
+    hu: np.ndarray
+    spacing: tuple[float, float, float]
+    slice_thickness: float
+    trains_along_z: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecipe:
+    """How pairs are drawn. The defaults are the recipe of the shipped weights."""
+
+    patch: tuple[int, int, int] = (40, 96, 96)  # thin voxels (D, H, W)
+    widths: tuple[float, float] = (0.75, 2.1)  # ρ = t/s
+    usual_widths: tuple[float, float] = (0.75, 1.25)  # half of all pairs: most scans are reconstructed so
+    truth_widths: tuple[float, float] = (0.75, 1.5)  # t'/s' of a truth that is made from a thinner scan
+    truth_spacing_max: float = 3.25  # mm
+    native_share: float = 0.35  # truths taken as they are
+    along_z_share: float = 0.6  # of the pairs from volumes that train along z
+    thick_share: float = 0.2  # pairs from volumes that train in plane only
+    other_profile_share: float = 0.2  # box or triangle
+    noise_share: float = 0.15
+    noise_max: float = 40.0  # HU, standard deviation, added to the truth before A
+    uniform_share: float = 0.02  # patches of one HU: where nothing is, nothing may be invented
+    scale: float = 0.02  # HU × (1 ± 2 %)
+    offset: float = 10.0  # HU
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """truth (2n, H, W), thick (n, H, W), inverse (2n, H, W) in HU float32; null (2n, 2n) = I − P A; rho = ρ."""
+
+    truth: np.ndarray
+    thick: np.ndarray
+    inverse: np.ndarray
+    null: np.ndarray
+    rho: float
+    input_spacing: float  # mm
+
+
+def doubling(
+    n: int, profile: SliceProfile, *, spacing: float, thickness: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A (n, 2n), the `inverse` z-matrix (2n, n) and I − P A (2n, 2n) for one doubling of `n` slices; mm."""
+    grid = ZGrid(n, 2.0)
+    A = grid_operator(grid, profile, spacing=spacing, thickness=thickness)
+    P = projection_matrix(A)
+    return A, inverse_matrix(interpolation_matrix("cubic", grid), A, P), projector(A, P)
+
+
+class PairSource:
+    """Pairs from a set of volumes; `pair(i)` depends on (seed, i) alone."""
+
+    def __init__(self, volumes: Sequence[TrainVolume], recipe: PairRecipe, *, seed: int) -> None:
+        if recipe.patch[0] % 2:
+            raise ValueError(f"a patch has an even number of thin slices, not {recipe.patch[0]}")
+        self.recipe, self.seed = recipe, seed
+        self.along_z = [v for v in volumes if v.trains_along_z]
+        self.in_plane = [v for v in volumes if not v.trains_along_z]
+
+    def pair(self, index: int) -> Pair:
+        """The pair of this index."""
+        rng = np.random.default_rng([self.seed, index])
+        truth, spacing = self._truth(rng)
+        return self._degrade(rng, truth, spacing)
+
+    def _truth(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """A patch (D, H, W) float32 in HU with its spacing along D, mm."""
+        r = self.recipe
+        if rng.random() < r.uniform_share:
+            return np.full(r.patch, rng.uniform(-1024, 3071), np.float32), rng.uniform(
+                0.6, r.truth_spacing_max
+            )
+        is_thick = not self.along_z or (bool(self.in_plane) and rng.random() < r.thick_share)
+        volume = _choose(rng, self.in_plane if is_thick else self.along_z)
+        if not is_thick and rng.random() < r.along_z_share:
+            axis = 0
+        else:
+            axis = int(rng.integers(1, 3))
+        for _ in range(4):  # a patch that is mostly outside the body teaches little
+            truth, spacing = self._cut(rng, volume, axis)
+            if (truth > -950).mean() > 0.5:
+                break
+        truth = truth * (1 + rng.uniform(-r.scale, r.scale)) + rng.uniform(-r.offset, r.offset)
+        if rng.random() < r.noise_share:
+            truth = truth + rng.normal(0, rng.uniform(0, r.noise_max), truth.shape)
+        for flipped in range(3):
+            if rng.random() < 0.5:
+                truth = np.flip(truth, flipped)
+        if truth.shape[1] == truth.shape[2] and rng.random() < 0.5:
+            truth = truth.swapaxes(1, 2)
+        return np.ascontiguousarray(truth, np.float32), spacing
+
+    def _cut(self, rng: np.random.Generator, volume: TrainVolume, axis: int) -> tuple[np.ndarray, float]:
+        """One patch of `volume` in which `axis` plays z, and its spacing along that axis."""
+        r = self.recipe
+        depth, height, width = r.patch
+        hu = np.moveaxis(volume.hu, axis, 0)
+        spacing = volume.spacing[axis]
+        resolution = volume.slice_thickness if axis == 0 else spacing
+        coarsest = min(r.truth_spacing_max, spacing * hu.shape[0] / depth)
+        is_native = coarsest <= spacing or rng.random() < r.native_share
+        target = spacing if is_native else float(np.exp(rng.uniform(np.log(spacing), np.log(coarsest))))
+        taken = min(hu.shape[0], int(np.ceil(depth * target / spacing)))
+        z = int(rng.integers(0, hu.shape[0] - taken + 1))
+        block = _plane_crop(rng, hu[z : z + taken], height, width)
+        if is_native:
+            return _fill(block, depth), spacing
+        slack = taken * spacing - depth * target
+        centres = rng.uniform(0, max(slack, 0)) + (np.arange(depth) + 0.5) * target
+        to_truth = thickening_matrix(
+            np.arange(taken + 1) * spacing,
+            centres,
+            SliceProfile(),
+            thickness=target * rng.uniform(*r.truth_widths),
+            thin_thickness=resolution,
+        )
+        return apply_along_z(to_truth, block), target
+
+    def _degrade(self, rng: np.random.Generator, truth: np.ndarray, spacing: float) -> Pair:
+        """The pair that belongs to a truth."""
+        r = self.recipe
+        kind = ProfileKind.GAUSSIAN
+        if rng.random() < r.other_profile_share:
+            kind = _choose(rng, [ProfileKind.BOX, ProfileKind.TRIANGLE])
+        rho = float(rng.uniform(*(r.usual_widths if rng.random() < 0.5 else r.widths)))
+        thick_spacing = 2 * spacing
+        A, inverse, null = doubling(
+            len(truth) // 2, SliceProfile(kind), spacing=thick_spacing, thickness=rho * thick_spacing
+        )
+        thick = apply_along_z(A, truth)
+        return Pair(
+            truth=truth,
+            thick=thick,
+            inverse=apply_along_z(inverse, thick),
+            null=null.astype(np.float32),
+            rho=rho,
+            input_spacing=thick_spacing,
+        )
+
+
+def _choose(rng: np.random.Generator, options: Sequence):  # type: ignore[no-untyped-def]
+    return options[int(rng.integers(len(options)))]
+
+
+def _plane_crop(rng: np.random.Generator, hu: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(n, height, width) from (n, H, W); where the plane is too small, several crops side by side.
+
+    A thick scan's plane may be only ten pixels high when an in-plane axis plays z. Each column is still a true one:
+    the operator runs along the first axis alone.
+    """
+    strips: list[np.ndarray] = []
+    rows = min(height, hu.shape[1])
+    columns = min(width, hu.shape[2])
+    while sum(s.shape[1] for s in strips) < height:
+        y, x = int(rng.integers(0, hu.shape[1] - rows + 1)), int(rng.integers(0, hu.shape[2] - columns + 1))
+        strips.append(hu[:, y : y + rows, x : x + columns].astype(np.float32))
+    block = np.concatenate(strips, axis=1)[:, :height] if len(strips) > 1 else strips[0]
+    return np.pad(block, ((0, 0), (0, 0), (0, width - columns)), mode="edge") if columns < width else block
+
+
+def _fill(block: np.ndarray, depth: int) -> np.ndarray:
+    """The block mirrored along z up to `depth` slices, where the scan has fewer."""
+    missing = depth - len(block)
+    return np.pad(block, ((0, missing), (0, 0), (0, 0)), mode="symmetric") if missing > 0 else block

@@ -1,0 +1,189 @@
+"""SimpleUNet3D: the network that doubles the number of slices.
+
+A residual over the `inverse` z-matrix, so that an untrained network is already that method. It works on a 2×2
+in-plane unshuffle, has strides in plane only and no norms: HU must not depend on what else lies in the tile.
+
+Along z it is nothing but 3-tap convolutions, so it can be run slice by slice as a stream (`ZStream`): each convolution
+keeps the last two slices it saw. That is exact, repeats no work at chunk borders, and needs the memory of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["SimpleUNet3D", "SimpleUNet3DConfig"]
+
+SLOPE = 0.1  # leaky ReLU: a plain one before a zero-initialised head died for good
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleUNet3DConfig:
+    """Everything that decides the shape of the network and the scale of what it sees."""
+
+    channels: tuple[int, ...] = (24, 40, 40, 40)  # a level each, in-plane stride 2 between levels
+    unshuffle: int = 2  # in-plane pixels folded into channels at the stem
+    hu_scale: float = 1000.0  # y enters as HU/1000
+    detail_scale: float = 100.0  # `inverse` − y enters, and the residual leaves, in units of 100 HU
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+class SimpleUNet3D(nn.Module):
+    """(B, 1, D, H, W) thick → (B, 1, 2D, H, W) residual over `inverse`, HU. Any D ≥ 1, H, W ≥ 1."""
+
+    def __init__(self, config: SimpleUNet3DConfig | None = None) -> None:
+        super().__init__()
+        self.gradient_checkpointing = (
+            False  # trade a second forward of each block for the memory of its inside
+        )
+        self.config = config or SimpleUNet3DConfig()
+        widths = self.config.channels
+        folded = self.config.unshuffle**2
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.stem = _conv(3 * folded + 1, widths[0])  # y, two differences, ρ
+        self.encode = nn.ModuleList(_conv(c, c) for c in widths)
+        self.down = nn.ModuleList(_conv(a, b, stride=(1, 2, 2)) for a, b in pairs)
+        self.up = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
+        self.skip = nn.ModuleList(nn.Conv3d(a, a, 1) for a in widths[:-1])
+        self.decode = nn.ModuleList(_conv(c, c) for c in widths[:-1])
+        self.head = _conv(widths[0], 2 * folded)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, a=SLOPE, nonlinearity="leaky_relu")
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.head.weight, std=1e-3)
+
+    @property
+    def stride(self) -> int:
+        """In-plane sizes are padded to a multiple of this many pixels."""
+        return self.config.unshuffle * 2 ** (len(self.config.channels) - 1)
+
+    @property
+    def z_reach(self) -> int:
+        """Thick slices on either side that a result depends on."""
+        return 3 * len(self.config.channels)  # one a convolution
+
+    def forward(self, y: Tensor, inverse: Tensor, rho: Tensor) -> Tensor:
+        """Residual for a whole volume. y: (B, 1, D, H, W); inverse: (B, 1, 2D, H, W), HU; rho: (B,)."""
+        return self._run(y, inverse, rho, lambda conv, x: conv(x), lambda key, x, n: x)
+
+    def stream(self, chunks: Iterator[tuple[Tensor, Tensor]], rho: Tensor, *, depth: int) -> Iterator[Tensor]:
+        """The same residual, from consecutive chunks of (y, inverse) along z; yields consecutive pieces of it.
+
+        depth: D, thick slices in all. The first chunk must hold more than `z_reach` slices or all of them. Equal to
+        `forward` on the whole up to rounding.
+        """
+        state = _ZState()
+        seen = 0
+        for y, inverse in chunks:
+            seen += y.shape[2]
+            state.is_last = seen == depth
+            yield self._run(y, inverse, rho, state.convolve, state.wait)
+            state.is_first = False
+        if seen != depth:
+            raise ValueError(f"the chunks held {seen} slices, {depth} were announced")
+
+    def _run(
+        self,
+        y: Tensor,
+        inverse: Tensor,
+        rho: Tensor,
+        conv: Callable[[nn.Conv3d, Tensor], Tensor],
+        wait: Callable[[nn.Module, Tensor, int], Tensor],
+    ) -> Tensor:
+        """The network once. `conv` applies a 3-tap convolution, `wait` delays a skip to the slices that are ready."""
+        batch, one, depth, height, width = y.shape
+        if one != 1 or inverse.shape != (batch, 1, 2 * depth, height, width) or rho.shape != (batch,):
+            raise ValueError(f"shapes do not fit: y {y.shape}, inverse {inverse.shape}, rho {rho.shape}")
+
+        def residual(block: nn.Conv3d, x: Tensor) -> Tensor:
+            change = F.leaky_relu_(conv(block, x), SLOPE)
+            return change + wait(block, x, change.shape[2])
+
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            residual = partial(checkpoint, residual, use_reentrant=False)
+        x = self._fold(y, inverse, rho)
+        x = F.leaky_relu_(conv(self.stem, x), SLOPE)
+        skips = []
+        for level, encode in enumerate(self.encode):
+            x = residual(encode, x)
+            if level < len(self.down):
+                skips.append(x)
+                x = F.leaky_relu_(conv(self.down[level], x), SLOPE)
+        for level in reversed(range(len(self.down))):
+            x = _double_in_plane(self.up[level](x))
+            x = x + wait(self.skip[level], self.skip[level](skips.pop()), x.shape[2])
+            x = residual(self.decode[level], x)
+        return self._unfold(conv(self.head, x), height, width)
+
+    def _fold(self, y: Tensor, inverse: Tensor, rho: Tensor) -> Tensor:
+        """(B, 3·u² + 1, D, H/u, W/u): y, `inverse` − y for both thin slices of each thick one, and ρ."""
+        batch, _, depth, height, width = y.shape
+        u = self.config.unshuffle
+        detail = (
+            inverse.view(batch, depth, 2, height, width) - y.view(batch, depth, 1, height, width)
+        ).transpose(1, 2)
+        x = torch.cat([y / self.config.hu_scale, detail / self.config.detail_scale], dim=1)
+        pad = (0, -width % self.stride, 0, -height % self.stride)
+        if any(pad):
+            x = F.pad(x, (*pad, 0, 0), mode="replicate")
+        x = x.view(batch, 3, depth, x.shape[3] // u, u, x.shape[4] // u, u).permute(0, 1, 4, 6, 2, 3, 5)
+        x = x.reshape(batch, 3 * u * u, depth, x.shape[5], x.shape[6])
+        told = (rho - 1.25).view(batch, 1, 1, 1, 1).expand(batch, 1, *x.shape[2:])
+        return torch.cat([x, told], dim=1).contiguous(memory_format=torch.channels_last_3d)
+
+    def _unfold(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Head channels → (B, 1, 2D, H, W), HU."""
+        batch, _, depth, rows, columns = x.shape
+        u = self.config.unshuffle
+        x = x.view(batch, 2, u, u, depth, rows, columns).permute(0, 4, 1, 5, 2, 6, 3)
+        x = x.reshape(batch, 1, 2 * depth, rows * u, columns * u)
+        return x[..., :height, :width] * self.config.detail_scale
+
+
+class _ZState:
+    """What a stream along z remembers: two slices a convolution, and the skips that wait for their partner."""
+
+    def __init__(self) -> None:
+        self.is_first = True
+        self.is_last = False
+        self.tails: dict[nn.Module, Tensor] = {}
+        self.waiting: dict[nn.Module, Tensor] = {}
+
+    def convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
+        """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends of the volume."""
+        edge = torch.zeros_like(x[:, :, :1])
+        x = torch.cat(
+            [edge if self.is_first else self.tails[conv], x] + ([edge] if self.is_last else []), dim=2
+        )
+        self.tails[conv] = x[:, :, -2:].clone()
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))  # type: ignore[arg-type]
+
+    def wait(self, key: nn.Module, x: Tensor, n: int) -> Tensor:
+        """The next `n` slices of what has come under `key`."""
+        if not self.is_first:
+            x = torch.cat([self.waiting[key], x], dim=2)
+        self.waiting[key] = x[:, :, n:].clone()
+        return x[:, :, :n]
+
+
+def _conv(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+def _double_in_plane(x: Tensor) -> Tensor:
+    """Trilinear by two in plane. Done slice by slice: the 2D kernel is the vectorised one for channels-last."""
+    batch, channels, depth, height, width = x.shape
+    flat = x.permute(0, 2, 1, 3, 4).reshape(batch * depth, channels, height, width)
+    flat = F.interpolate(flat, scale_factor=2, mode="bilinear", align_corners=False)
+    return flat.view(batch, depth, channels, 2 * height, 2 * width).permute(0, 2, 1, 3, 4)

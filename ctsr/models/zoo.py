@@ -1,0 +1,172 @@
+"""The file format of a model: one `.safetensors` with its kind, configuration and card in the metadata. Never pickle.
+
+Tensors named `train/…` are a training's own state; whoever wants the network passes them by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ctsr.errors import WeightsError
+from ctsr.models.simple_unet3d import SimpleUNet3D, SimpleUNet3DConfig
+
+__all__ = ["FORMAT", "TRAINING", "ModelFile", "build", "pack", "unpack"]
+
+FORMAT = "1"
+TRAINING = "train/"
+HEADER_LIMIT = 1 << 20  # bytes; a header of 99 MB of spaces is legal and costs as much memory
+TENSOR_LIMIT = 10_000
+CHANNELS_LIMIT = 4096
+
+_KINDS: dict[str, tuple[type[nn.Module], type]] = {"baseline": (SimpleUNet3D, SimpleUNet3DConfig)}
+_FOREIGN = [
+    (b"PK\x03\x04", "a pickle in a zip (torch.save), not safetensors: not opened, it could run code"),
+    (b"\x80", "a pickle, not safetensors: not opened, it could run code"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights"),
+    (b"<", "a web page, not weights"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a model file holds. sha256: of the file's bytes."""
+
+    kind: str
+    config: dict[str, Any]
+    card: dict[str, Any]
+    tensors: dict[str, Tensor]
+    training: dict[str, Tensor] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def pack(
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    card: Mapping[str, Any],
+    training: Mapping[str, Tensor] | None = None,
+) -> bytes:
+    """The bytes of a model file. card: JSON values (trained_on, licence, command, seed, metrics, ranges …)."""
+    metadata = {
+        "ctsr.format": FORMAT,
+        "kind": kind,
+        "config": json.dumps(config, sort_keys=True, allow_nan=False),
+        "card": json.dumps(card, sort_keys=True, allow_nan=False),
+    }
+    named = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    named |= {TRAINING + name: t.detach().cpu().contiguous() for name, t in (training or {}).items()}
+    return safetensors.torch.save(named, metadata=metadata)
+
+
+def unpack(data: bytes, path: str) -> ModelFile:
+    """Check the bytes of a model file and take it apart. Raises WeightsError; `path` is for its message."""
+    header = _header(data, path)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or "ctsr.format" not in metadata:
+        raise WeightsError("not a ctsr model (no ctsr.format in its header)", path=path)
+    if metadata["ctsr.format"] != FORMAT:
+        raise WeightsError(
+            f"model format {metadata['ctsr.format']}, expected {FORMAT}",
+            path=path,
+            hint="made by another version of ctsr",
+        )
+    kind = metadata.get("kind")
+    if kind not in _KINDS:
+        raise WeightsError(f"a model of kind {kind!r}, expected one of {', '.join(_KINDS)}", path=path)
+    try:
+        config, card = (_strict_json(metadata.get(key, "{}")) for key in ("config", "card"))
+    except (ValueError, RecursionError) as exc:
+        raise WeightsError(f"its configuration is not strict JSON: {exc}", path=path) from exc
+    for name, entry in header.items():
+        if entry.get("dtype") != "F32":
+            raise WeightsError(f"tensor {name} is {entry.get('dtype')}, expected F32", path=path)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as exc:
+        raise WeightsError(f"damaged weights: {exc}", path=path) from exc
+    broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+    if broken:
+        raise WeightsError(f"{len(broken)} tensors are not finite, the first is {broken[0]}", path=path)
+    training = {n.removeprefix(TRAINING): tensors.pop(n) for n in list(tensors) if n.startswith(TRAINING)}
+    return ModelFile(kind, config, card, tensors, training, hashlib.sha256(data).hexdigest())
+
+
+def build(file: ModelFile, path: str) -> nn.Module:
+    """The network of a model file, its weights loaded, in `eval` mode. Raises WeightsError where they do not fit."""
+    make, config_type = _KINDS[file.kind]
+    known = {f.name: f for f in fields(config_type)}
+    if unknown := sorted(set(file.config) - set(known)):
+        raise WeightsError(f"its configuration has an unknown entry: {unknown[0]}", path=path)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in file.config.items()}
+    flat = [n for v in values.values() for n in (v if isinstance(v, tuple) else (v,))]
+    if not all(isinstance(n, int | float) and 0 < n <= CHANNELS_LIMIT for n in flat):
+        raise WeightsError(
+            f"its configuration has a value outside 0…{CHANNELS_LIMIT}: {file.config}", path=path
+        )
+    try:
+        config = config_type(**values)
+        with torch.device("meta"):  # shapes alone: nothing is allocated before they fit the file
+            expected = {n: tuple(t.shape) for n, t in make(config).state_dict().items()}
+    except (TypeError, ValueError, RuntimeError) as exc:
+        raise WeightsError(f"its configuration makes no network: {exc}", path=path) from exc
+    found = {n: tuple(t.shape) for n, t in file.tensors.items()}
+    wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    if wrong:
+        shown = "; ".join(
+            f"{n}: {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in wrong[:3]
+        )
+        raise WeightsError(f"{len(wrong)} tensors do not fit its configuration: {shown}", path=path)
+    network = make(config)
+    network.load_state_dict(file.tensors, strict=True)
+    return network.eval()
+
+
+def _header(data: bytes, path: str) -> dict[str, Any]:
+    """The safetensors header, checked before anything is allocated for it."""
+    for magic, reason in _FOREIGN:
+        if data.startswith(magic):
+            raise WeightsError(reason, path=path)
+    if len(data) < 8:
+        raise WeightsError(f"truncated weights: {len(data)} bytes", path=path)
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > HEADER_LIMIT:
+        raise WeightsError(f"not safetensors: its header would have {length:,} bytes", path=path)
+    if 8 + length > len(data):
+        raise WeightsError(
+            f"truncated weights: {len(data):,} bytes, the header alone needs {8 + length:,}", path=path
+        )
+    try:
+        header = _strict_json(data[8 : 8 + length].decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise WeightsError(f"not safetensors: {exc}", path=path) from exc
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise WeightsError("not safetensors: its header is no table of tensors", path=path)
+    if len(header) > TENSOR_LIMIT:
+        raise WeightsError(f"{len(header):,} tensors, at most {TENSOR_LIMIT:,} are read", path=path)
+    return header
+
+
+def _strict_json(text: str) -> Any:
+    """JSON without the things that Python's reader lets through: duplicates (the last wins), NaN, Infinity."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ValueError("a key stands twice")
+        return table
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)

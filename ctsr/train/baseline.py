@@ -1,0 +1,157 @@
+"""What a step of SimpleUNet3D is: pairs, the loss through the projection, validation beside cubic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ctsr.core.zgrid import ZGrid, thick_count
+from ctsr.data.pairs import PairRecipe, PairSource, TrainVolume, doubling
+from ctsr.metrics.fidelity import PEAK, psnr
+from ctsr.metrics.masks import body_mask
+from ctsr.models.simple_unet3d import SimpleUNet3D
+from ctsr.physics.operator import apply_along_z
+from ctsr.physics.profile import SliceProfile
+from ctsr.physics.zmatrix import interpolation_matrix
+
+__all__ = ["BaselineTask", "LossWeights"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """L1 + SSIM + gradient along z. HU in units of 100."""
+
+    softness: float = 10.0  # HU: below this an error counts by its square, above by its size
+    gradient: float = 0.2
+    ssim: float = 0.5
+    ends: int = 4  # thin slices at either end of a patch, where half of the kernel saw nothing …
+    ends_weight: float = 0.25  # … count this much
+    ssim_rows: int = 8  # every so many image rows is looked at as a coronal plane
+
+
+class _Pairs(Dataset):
+    def __init__(self, source: PairSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.source.pair(index)
+        return {
+            "truth": pair.truth[None],
+            "thick": pair.thick[None],
+            "inverse": pair.inverse[None],
+            "null": pair.null,
+            "rho": np.float32(pair.rho),
+        }
+
+
+class BaselineTask:
+    """Pairs, loss and validation of the slice-doubling network."""
+
+    kind = "baseline"
+
+    def __init__(
+        self,
+        model: SimpleUNet3D,
+        train: Sequence[TrainVolume],
+        val: Sequence[TrainVolume],
+        *,
+        recipe: PairRecipe,
+        seed: int,
+        card: Mapping[str, Any],
+        weights: LossWeights | None = None,
+    ) -> None:
+        self.model = model
+        self.weights = weights or LossWeights()
+        self.config = model.config.to_dict()
+        self.recipe = {"pairs": asdict(recipe), "loss": asdict(self.weights)}
+        self.card = card
+        self.dataset = _Pairs(PairSource(train, recipe, seed=seed))
+        self.val = val
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Of the projected result: what the measurement determines is no business of the network."""
+        residual = model(batch["thick"], batch["inverse"], batch["rho"])
+        with torch.autocast(residual.device.type, enabled=False):
+            result = batch["inverse"] + _along_z(batch["null"], residual.float())
+            return self._distance(result / 100, batch["truth"] / 100)
+
+    def _distance(self, result: Tensor, truth: Tensor) -> Tensor:
+        w = self.weights
+        share = torch.ones(truth.shape[2], device=truth.device)
+        share[: w.ends] = share[-w.ends :] = w.ends_weight
+        share = share.view(1, 1, -1, 1, 1) / share.mean()
+        error = result - truth
+        loss = (_soft(error, w.softness / 100) * share).mean()
+        loss = loss + w.gradient * (_soft(error.diff(dim=2), w.softness / 100) * share[:, :, 1:]).mean()
+        planes = (t[:, 0, :, :: w.ssim_rows].transpose(1, 2).flatten(0, 1)[:, None] for t in (result, truth))
+        return loss + w.ssim * (1 - _ssim(*planes, data_range=PEAK / 100))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Doubling at t/s = 1 over the whole validation set: PSNR, cubic's on the same voxels, gain, residual."""
+        ours, cubics, residuals = [], [], []
+        for volume in self.val:
+            n = thick_count(len(volume.hu), 2.0)
+            truth = volume.hu[: 2 * n].astype(np.float32)
+            spacing = 2 * volume.spacing[0]
+            A, inverse, null = doubling(n, SliceProfile(), spacing=spacing, thickness=spacing)
+            thick = apply_along_z(A, truth)
+            start = apply_along_z(inverse, thick)
+            device = next(model.parameters()).device
+            rho = torch.ones(1, device=device)
+            pieces = model.stream(_chunks(thick, start, device), rho, depth=n)  # type: ignore[operator]
+            residual = torch.cat([p[0, 0].float().cpu() for p in pieces]).numpy()
+            change = apply_along_z(null, residual)
+            body = body_mask(truth)
+            cubic = apply_along_z(interpolation_matrix("cubic", ZGrid(n, 2.0)), thick)
+            ours.append(psnr(start + change, truth, body, peak=PEAK))
+            cubics.append(psnr(cubic, truth, body, peak=PEAK))
+            residuals.append(float(np.sqrt(np.mean(np.square(change[body], dtype=np.float64)))))
+        mean = {
+            "psnr_4095_db": np.mean(ours),
+            "cubic_psnr_4095_db": np.mean(cubics),
+            "residual_rms_hu": np.mean(residuals),
+        }
+        return {k: float(v) for k, v in mean.items()} | {"gain_db": float(np.mean(ours) - np.mean(cubics))}
+
+
+def _chunks(thick: np.ndarray, inverse: np.ndarray, device: torch.device, size: int = 16):  # type: ignore[no-untyped-def]
+    """Consecutive (y, inverse) for a stream; the first is longer than the network's reach."""
+    starts = list(range(0, max(len(thick) - size, 1), size))
+    for start, end in zip(starts, [*starts[1:], len(thick)], strict=True):
+        yield (
+            torch.from_numpy(thick[start:end])[None, None].to(device),
+            torch.from_numpy(inverse[2 * start : 2 * end])[None, None].to(device),
+        )
+
+
+def _along_z(matrix: Tensor, x: Tensor) -> Tensor:
+    """(B, m, m) times (B, 1, m, H, W)."""
+    return torch.bmm(matrix, x.reshape(len(x), x.shape[2], -1)).view_as(x)
+
+
+def _soft(error: Tensor, softness: float) -> Tensor:
+    """√(e² + s²) − s: the L1 distance, rounded off below s."""
+    return torch.sqrt(error.square() + softness**2) - softness
+
+
+def _ssim(x: Tensor, y: Tensor, *, data_range: float) -> Tensor:
+    """Mean SSIM of (B, 1, H, W); Wang 2004: Gaussian σ = 1.5, 11 taps, K1 = .01, K2 = .03."""
+    taps = torch.exp(-0.5 * ((torch.arange(11, device=x.device) - 5) / 1.5) ** 2)
+    taps = (taps / taps.sum()).to(x.dtype)
+
+    def blur(t: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(t, taps.view(1, 1, 1, 11)), taps.view(1, 1, 11, 1))
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()

@@ -1,0 +1,388 @@
+"""The training loop of all networks, readable from top to bottom.
+
+A task says what a sample, a loss and a validation are; everything else is here: warm-up and cosine, AdamW, EMA,
+clipping to what is usual, mixed precision, DDP from what `torchrun` sets, checkpoints, resume bit for bit on a CPU,
+stopping on a signal, and noticing when a run has gone wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ctsr.errors import ResourceError, TrainingDiverged, UsageError
+from ctsr.io.atomic import write_text
+from ctsr.train import checkpoint, watch
+from ctsr.train.checkpoint import Progress
+
+__all__ = ["LoopConfig", "Outcome", "Report", "Task", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """How long and how fast; the same for every network."""
+
+    max_steps: int
+    batch_size: int = 4  # a process
+    learning_rate: float = 8e-4
+    warmup_steps: int = 300
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.999
+    seed: int = 0
+    validate_every: int = 500
+    save_every: int = 100
+    use_amp: bool = False
+    workers: int = 0
+    device: str = "cpu"
+    log: str = "none"
+
+
+FREE_TO_CHANGE = {
+    "max_steps",
+    "learning_rate",
+    "workers",
+    "device",
+    "log",
+    "validate_every",
+    "save_every",
+}  # between runs of one folder
+
+
+class Task(Protocol):
+    """What one network's training consists of."""
+
+    kind: str
+    model: nn.Module
+    config: Mapping[str, Any]  # of the network
+    recipe: Mapping[str, Any]  # what decides the samples: a resumed run must agree
+    card: Mapping[str, Any]
+    dataset: Dataset  # map-style over any non-negative index; (seed, index) decides the sample
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The mean loss of a batch."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on the validation set; `psnr_4095_db` chooses the best, `residual_rms_hu` and `gain_db` are watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: all steps done, already done before, or stopped by a signal."""
+
+    step: int
+    best_db: float | None
+    best_step: int
+    stopped_by: int | None = None
+    was_finished: bool = False
+
+
+class Report(Protocol):
+    """What the loop tells while it runs."""
+
+    def step(self, step: int, loss: float, rate: float) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float], is_best: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    report: Report,
+    resume: bool = True,
+    stop: Callable[[], int | None] = lambda: None,
+) -> Outcome:
+    """Train until `max_steps`, or until `stop()` names a signal; the state is in `folder` either way.
+
+    Raises TrainingDiverged for a loss that is not finite, one that jumped twice, or a network that adds nothing;
+    `last` is then the last good state. UsageError where the folder belongs to a run of another recipe.
+    """
+    with _processes(config) as (rank, world), checkpoint.locked(folder) if rank == 0 else nullcontext():
+        return _Run(task, config, folder, report, rank, world).run(resume, stop)
+
+
+class _Run:
+    def __init__(
+        self, task: Task, config: LoopConfig, folder: Path, report: Report, rank: int, world: int
+    ) -> None:
+        self.task, self.config, self.folder, self.report, self.rank, self.world = (
+            task,
+            config,
+            folder,
+            report,
+            rank,
+            world,
+        )
+        self.device = torch.device(config.device)
+        layout = (
+            torch.channels_last_3d
+            if any(p.ndim == 5 for p in task.model.parameters())
+            else torch.contiguous_format
+        )
+        self.model = task.model.to(self.device, memory_format=layout)
+        self.ema = {name: t.clone() for name, t in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        self.progress = Progress()
+        self.saved_step: int | None = None
+        self.half = (
+            torch.bfloat16 if self.device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=config.use_amp and self.half is torch.float16, init_scale=2.0**12
+        )
+
+    def run(self, resume: bool, stop: Callable[[], int | None]) -> Outcome:
+        config, metrics_file = self.config, self.folder / "metrics.jsonl"
+        if resume and (self.folder / "last.safetensors").exists():
+            self._refuse_another_recipe()
+            self.progress = checkpoint.load(
+                self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer
+            )
+            if self.progress.step >= config.max_steps:
+                return self._outcome(was_finished=True)
+            self.saved_step = self.progress.step
+            self.report.note(f"going on from step {self.progress.step}")
+        self.metrics = checkpoint.read_metrics(metrics_file, until=self.progress.step if resume else 0)
+        self._barrier()
+        if self.rank == 0:
+            write_text(
+                self.folder / "config.json", json.dumps(self._resolved(), indent=2) + "\n", overwrite=True
+            )
+        network: nn.Module = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
+        with _tensorboard(config.log, self.folder, self.rank) as self.board:
+            while self.progress.step < config.max_steps:
+                if (signal := self._agreed(stop())) is not None:
+                    self._save(is_best=False)
+                    return self._outcome(stopped_by=signal)
+                if self._steps(network, stop):
+                    self._validate()
+        return self._outcome()
+
+    def _steps(self, network: nn.Module, stop: Callable[[], int | None]) -> bool:
+        """Train to the next validation. False: a signal came, or the loss jumped and the last good state is back."""
+        config, progress = self.config, self.progress
+        until = min((progress.step // config.validate_every + 1) * config.validate_every, config.max_steps)
+        network.train()
+        for batch in self._batches(progress.step, until):
+            if self._agreed(stop()) is not None:
+                return False
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, self.half, enabled=config.use_amp):
+                loss = self.task.loss(network, batch)
+            value = self._mean(loss.detach())
+            ids = f"pairs {progress.step * self.world * config.batch_size} and on"
+            if not math.isfinite(value):
+                raise self._diverged(f"loss is not finite ({ids})")
+            if watch.has_jumped(progress, value):
+                self._back_to_last_good(value)
+                return False
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), watch.clip_limit(progress)))
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
+                raise self._diverged(f"gradient is not finite ({ids})")
+            rate = self._rate(progress.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            progress.step += 1
+            self._average()
+            watch.remember(progress, loss=value, norm=norm)
+            if progress.step % config.save_every == 0:
+                self._save(is_best=False)
+            if self.rank == 0:
+                self.report.step(progress.step, value, rate)
+                if self.board is not None:
+                    self.board.add_scalar("train/loss", value, progress.step)
+        return True
+
+    def _batches(self, start: int, end: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of steps start…end − 1 for this process; a sample's index says all about it."""
+        size = self.config.batch_size
+        indices = [
+            [(step * self.world + self.rank) * size + i for i in range(size)] for step in range(start, end)
+        ]
+        loader = DataLoader(self.task.dataset, batch_sampler=indices, num_workers=self.config.workers)  # type: ignore[arg-type]
+        for batch in loader:
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _rate(self, step: int) -> float:
+        """Warm-up, then a cosine to a hundredth."""
+        config = self.config
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        done = min(1.0, max(0, step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps))
+        return (
+            config.learning_rate
+            * self.progress.rate_scale
+            * warm
+            * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+        )
+
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        for name, tensor in self.model.state_dict().items():
+            self.ema[name].lerp_(tensor, 1 - decay)
+
+    def _validate(self) -> None:
+        """Score the averaged weights, write a line of metrics and both checkpoints. Rank 0 works, the rest wait."""
+        progress = self.progress
+        verdict = torch.zeros(1)
+        if self.rank == 0:
+            raw = {name: t.clone() for name, t in self.model.state_dict().items()}
+            self.model.load_state_dict(self.ema)
+            self.model.eval()
+            with torch.inference_mode():
+                metrics = self.task.validate(self.model)
+            self.model.load_state_dict(raw)
+            is_best = progress.best_db is None or metrics["psnr_4095_db"] > progress.best_db
+            if is_best:
+                progress.best_db, progress.best_step = metrics["psnr_4095_db"], progress.step
+            past_warmup = progress.step >= max(500, 2 * self.config.warmup_steps)
+            idle = past_warmup and watch.is_idle(metrics["residual_rms_hu"], metrics["gain_db"])
+            progress.idle_validations = progress.idle_validations + 1 if idle else 0
+            verdict[0] = progress.idle_validations
+            line = {"step": progress.step, "loss": sum(progress.losses) / len(progress.losses)} | metrics
+            self.metrics.append(json.dumps(line) + "\n")
+            write_text(self.folder / "metrics.jsonl", "".join(self.metrics), overwrite=True)
+            if self.board is not None:
+                for name, value in metrics.items():
+                    self.board.add_scalar(f"validation/{name}", value, progress.step)
+            self._save(is_best=is_best)
+            self.report.validation(progress.step, metrics, is_best)
+        if self.world > 1:
+            dist.broadcast(verdict, 0)
+        if verdict[0] >= 2:
+            raise TrainingDiverged(
+                f"step {progress.step}: the network adds nothing (residual below {watch.IDLE_RESIDUAL_HU} HU, gain below "
+                f"{watch.IDLE_GAIN_DB} dB in two validations)",
+                hint="another --seed, or a lower --lr",
+            )
+
+    def _save(self, *, is_best: bool) -> None:
+        self.saved_step = self.progress.step
+        if self.rank == 0:
+            checkpoint.save(
+                self.folder,
+                kind=self.task.kind,
+                config=self.task.config,
+                card=dict(self.task.card) | {"run": self._resolved()},
+                model=self.model,
+                ema=self.ema,
+                optimizer=self.optimizer,
+                progress=self.progress,
+                is_best=is_best,
+            )
+
+    def _back_to_last_good(self, loss: float) -> None:
+        at = self.progress.step
+        if self.progress.rate_scale < 1 or self.saved_step is None:
+            raise self._diverged(f"loss jumped to {loss:.3g}")
+        self.progress = checkpoint.load(self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer)
+        self.progress.rate_scale = 0.5
+        self.report.note(
+            f"step {at}: loss jumped to {loss:.3g}; back to step {self.progress.step} with half the rate"
+        )
+
+    def _diverged(self, finding: str) -> TrainingDiverged:
+        good = (
+            "no checkpoint yet"
+            if self.saved_step is None
+            else f"last good checkpoint: step {self.saved_step}"
+        )
+        return TrainingDiverged(
+            f"step {self.progress.step}: {finding}", path=self.folder, hint=f"{good}; lower --lr"
+        )
+
+    def _resolved(self) -> dict[str, Any]:
+        return {
+            "loop": asdict(self.config),
+            "network": dict(self.task.config),
+            "recipe": dict(self.task.recipe),
+        } | {"processes": self.world}
+
+    def _refuse_another_recipe(self) -> None:
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(self._resolved()))
+        changed = [
+            f"{part}.{key}: {before.get(part, {}).get(key)} → {now[part].get(key)}"
+            for part in ("network", "recipe", "loop")
+            for key in sorted(now[part].keys() | before.get(part, {}).keys())
+            if before.get(part, {}).get(key) != now[part].get(key)
+            and not (part == "loop" and key in FREE_TO_CHANGE)
+        ]
+        if changed:
+            raise UsageError(
+                f"was trained with other settings: {'; '.join(changed[:4])}",
+                path=self.folder,
+                hint="another --output-dir, or --resume no to start afresh",
+            )
+
+    def _outcome(self, *, stopped_by: int | None = None, was_finished: bool = False) -> Outcome:
+        p = self.progress
+        return Outcome(p.step, p.best_db, p.best_step, stopped_by, was_finished)
+
+    def _mean(self, value: Tensor) -> float:
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.world
+        return float(value)
+
+    def _agreed(self, signal: int | None) -> int | None:
+        """The signal that any process got: all stop at the same step."""
+        if self.world == 1:
+            return signal
+        found = torch.tensor([signal or 0], device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found) or None
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def _processes(config: LoopConfig) -> Iterator[tuple[int, int]]:
+    """(rank, world size), from what `torchrun` sets."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    dist.init_process_group("nccl" if config.device.startswith("cuda") else "gloo")
+    try:
+        yield dist.get_rank(), world
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _tensorboard(log: str, folder: Path, rank: int) -> Iterator[Any]:
+    if log == "none" or rank != 0:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as exc:
+        raise ResourceError("TensorBoard is not installed", hint="pip install 'ctsr[tensorboard]'") from exc
+    with SummaryWriter(str(folder / "runs")) as board:
+        yield board
