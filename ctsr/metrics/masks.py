@@ -90,8 +90,9 @@ def smoothed(hu: np.ndarray) -> np.ndarray:
     for start in range(0, len(hu), SLAB):
         here, near = slice(start, start + SLAB), slice(max(start - reach, 0), start + SLAB + reach)
         slab = hu[near].astype(np.float32)
-        if not np.isfinite(slab).all():
-            raise InputError(f"values that are not finite near slice {start}")
+        finite = np.isfinite(slab).all(axis=(1, 2))
+        if not finite.all():
+            raise InputError(f"slice {near.start + int(np.argmin(finite))} has values that are not finite")
         slab[slab <= PADDING_LIMIT] = AIR
         slab = np.tensordot(along_z[here, near], slab, axes=1)
         in_plane = (0, SIGMA_IN_PLANE, SIGMA_IN_PLANE)
