@@ -25,17 +25,15 @@ def residual_summary(
     """
     if not np.isfinite(residual).all():
         raise InputError("the residual is not finite")
-
-    def mean(mask: np.ndarray | None) -> float | None:
-        chosen = residual if mask is None else residual[mask]
-        return float(np.abs(chosen).mean(dtype=np.float64)) if chosen.size else None
-
-    counted = residual if valid is None else residual[valid]
-    summary = {
-        "residual_mean_hu": mean(valid),
-        "residual_max_hu": float(np.abs(counted).max()) if counted.size else None,
-        "residual_counted_percent": 100 * counted.size / residual.size,
+    size = np.abs(residual, dtype=np.float64)
+    counts = np.ones(size.shape, bool) if valid is None else valid
+    inside = {"": counts} | {f"_{name}": band & counts for name, band in (bands or {}).items()}
+    means = {
+        f"residual_mean_hu{name}": float(size[m].mean()) if m.any() else None for name, m in inside.items()
     }
-    for name, band in (bands or {}).items():
-        summary[f"residual_mean_hu_{name}"] = mean(band if valid is None else band & valid)
-    return summary
+    return {
+        "residual_mean_hu": means.pop("residual_mean_hu"),
+        "residual_max_hu": float(size[counts].max()) if counts.any() else None,
+        "residual_counted_percent": 100 * float(counts.mean()),
+        **means,
+    }

@@ -20,7 +20,7 @@ class Densitometry:
 
 def densitometry(hu: np.ndarray, lung: np.ndarray) -> Densitometry | None:
     """Densitometry of (D, H, W) HU in a given lung mask (the reference's); None where the mask is empty."""
-    values = hu[lung]
+    values = hu[lung].astype(np.float64)
     if values.size == 0:
         return None
     below_950, below_910 = (100 * np.count_nonzero(values < limit) / values.size for limit in (-950, -910))
