@@ -1,0 +1,161 @@
+"""What a command says: results on stdout, everything else on stderr, one line an error.
+
+Text that came from outside (paths, header fields) is never markup and never steers a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ctsr.errors import CtsrError
+
+__all__ = ["Console", "Ticker", "printable"]
+
+PLAIN_LINE_SECONDS = 60.0  # off a terminal, long work says a line this often
+
+
+def printable(text: object) -> str:
+    """One line without control characters: what a terminal would obey becomes `\\x1b`, `\\n` …"""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+class Console:
+    """stdout and stderr of one run. `quiet` silences all but results and the error."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.verbose, self.as_json = quiet, verbose, as_json
+
+    def note(self, text: object) -> None:
+        """Something the user may want to know."""
+        if not self.quiet:
+            self._say(f"note: {printable(text)}")
+
+    def warn(self, text: object) -> None:
+        """Something the user should look at."""
+        if not self.quiet:
+            self._say(f"warning: {printable(text)}")
+
+    def detail(self, text: object) -> None:
+        """For `--verbose`."""
+        if self.verbose and not self.quiet:
+            self._say(printable(text))
+
+    def error(self, error: CtsrError) -> None:
+        """The one line that says why the run ended; under `--json` a document on stdout as well."""
+        if self.as_json:
+            told = {"code": error.exit_code, "path": error.path, "reason": error.reason, "hint": error.hint}
+            _to_stdout(json.dumps({"ok": False, "error": told}, indent=2) + "\n")
+        self._say(f"error: {printable(error)}")
+
+    def result(self, text: str) -> None:
+        """A result for people; silent under `--json`."""
+        if not self.as_json:
+            _to_stdout(text + "\n")
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """The one JSON document of a successful run, under `--json`; what is not finite is null."""
+        if self.as_json:
+            _to_stdout(json.dumps({"ok": True} | _finite(dict(content)), indent=2, allow_nan=False) + "\n")
+
+    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+        """Rows with the same keys, as aligned columns."""
+        if self.as_json or not rows:
+            return
+        names = list(rows[0])
+        cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        _to_stdout("\n".join(([title] if title else []) + lines) + "\n")
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Ticker]:
+        """A bar on a terminal, a plain line a minute elsewhere, nothing under `--quiet`."""
+        ticker = Ticker(self, what)
+        try:
+            yield ticker
+        finally:
+            ticker.close()
+
+    def _say(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):  # stderr is closed: there is nobody to tell
+            pass
+
+
+class Ticker:
+    """Progress of one piece of work, told as a share in 0…1 and some words."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what = console, what
+        self._bar: Any = None
+        self._last = time.monotonic()
+        if not console.quiet and _is_terminal():
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[words]}", markup=False),
+                console=RichConsole(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(printable(what), total=1.0, words="")
+
+    def __call__(self, share: float, words: str = "") -> None:
+        """share: done of the whole, 0…1."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, words=words)
+        elif not self._console.quiet and time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
+            self._last = time.monotonic()
+            self._console._say(f"{printable(self._what)}: {share:.0%} {words}".rstrip())
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _to_stdout(text: str) -> None:
+    """A reader that went away (`| head`) is no error of ours; a full disk is."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed
+        pass
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else printable(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: it becomes null."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,125 @@
+"""Options that all commands share, so that each is spelt, bounded and explained once."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctsr.cli.console import Console
+from ctsr.errors import UsageError
+
+__all__ = [
+    "Config", "Debug", "Device", "Json", "Overwrite", "Project", "Quiet", "Seed", "Shard", "SkipExisting", "Threads",
+    "Verbose", "Workers", "console_of", "finite", "n_cpus", "use_threads",
+]  # fmt: skip
+
+ADVANCED = "Advanced"
+
+
+def finite(value: float | None) -> float | None:
+    """A callback for lengths and factors: `inf` and `1e400` pass a parser's bounds."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Put a TOML file's entries where the parser looks for defaults: the command line wins."""
+    if path is None:
+        return None
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise UsageError(f"can't be read as TOML: {exc}", path=path) from exc
+    known = {p.name: p for p in context.command.params if p.name}
+    by_option = {opt.lstrip("-").replace("-", "_"): name for name, p in known.items() for opt in p.opts}
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = by_option.get(key.replace("-", "_"))
+        if name is None:
+            near = get_close_matches(key, by_option, 1)
+            hint = (
+                f"did you mean {near[0].replace('_', '-')}?"
+                if near
+                else f"options: {', '.join(sorted(by_option))}"
+            )
+            raise UsageError(f"{key} is no option of {context.info_name}", path=path, hint=hint)
+        defaults[name] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say what was chosen and why.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=ADVANCED)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=ADVANCED)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Same seed, same result.", rich_help_panel=ADVANCED),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="CPU threads; default: what this process may use.", rich_help_panel=ADVANCED
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that prepare data.", rich_help_panel=ADVANCED)
+]
+Project = Annotated[Path | None, typer.Option("--project", help="Folder with data/ and checkpoints/.")]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave outputs alone that are there and agree.")
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Do every N-th case: 1/4 … 4/4, or env for what Slurm, Kubernetes or torchrun sets.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", callback=_read_config, is_eager=True, help="A TOML file with options; the command line wins.",
+        rich_help_panel=ADVANCED,
+    ),
+]  # fmt: skip
+
+
+def console_of(quiet: bool, verbose: bool, as_json: bool) -> Console:
+    """The console for these flags."""
+    return Console(quiet=quiet, verbose=verbose, as_json=as_json)
+
+
+def n_cpus() -> int:
+    """CPUs that this process may use: affinity, Slurm's grant and the cgroup's quota, the smallest winning."""
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        found.append(int(granted))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            found.append(math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, min(found))
+
+
+def use_threads(threads: int | None) -> int:
+    """Set torch's threads for this process and return their number."""
+    import torch
+
+    n = threads or n_cpus()
+    torch.set_num_threads(n)
+    return n

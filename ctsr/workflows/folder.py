@@ -1,0 +1,156 @@
+"""Folder in, folder out: which cases there are, which share of them is ours, and a loop that one bad case does not stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctsr.errors import (
+    CtsrError,
+    InputError,
+    NetworkError,
+    ResourceError,
+    SomeCasesFailed,
+    UsageError,
+    WeightsError,
+)
+from ctsr.io.lists import volumes_in
+
+__all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "take_shard"]
+
+_DISK_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One input and where its output goes. name: the input relative to the folder that was given."""
+
+    name: str
+    source: Path
+    target: Path
+
+
+def find_cases(source: Path, target: Path) -> list[Case]:
+    """The NIfTI files below `source`, each with its place in the same tree below `target` (as .nii.gz or .nii).
+
+    Raises UsageError where `target` is a file, lies inside `source` or two inputs would share an output; InputError
+    where there is nothing to do.
+    """
+    if target.exists() and not target.is_dir():
+        raise UsageError("is a file; a folder of cases needs a folder for its results", path=target)
+    resolved_source, resolved_target = source.resolve(), target.resolve()
+    if resolved_target == resolved_source or resolved_source in resolved_target.parents:
+        raise UsageError(
+            f"lies inside the input folder {source}", path=target, hint="name a folder outside it"
+        )
+    found = volumes_in(source)
+    if not found:
+        raise InputError("no .nii or .nii.gz files in it", path=source)
+    cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
+    taken: dict[str, str] = {}
+    for case in cases:
+        key = os.path.normcase(str(case.target)).lower().removesuffix(".gz").removesuffix(".nii")
+        if key in taken:
+            raise UsageError(f"{taken[key]} and {case.name} would share one output", path=source)
+        taken[key] = case.name
+    return cases
+
+
+def take_shard(cases: Sequence[Case], shard: str | None) -> list[Case]:
+    """Every N-th case, from the I-th on (1 ≤ I ≤ N); `env` asks Slurm, Kubernetes or torchrun. None: all."""
+    if shard is None:
+        return list(cases)
+    index, count = _from_environment(os.environ) if shard == "env" else _parse(shard)
+    return list(cases[index - 1 :: count])
+
+
+def run_cases(
+    cases: Sequence[Case],
+    work: Callable[[Case], Mapping[str, Any]],
+    *,
+    failed: Callable[[Case, CtsrError], None],
+    done: Callable[[int], None] = lambda n: None,
+) -> list[dict[str, Any]]:
+    """A row a case: name, status (`ok`, what `work` says, or `failed`), exit code and reason, and what `work` returns.
+
+    A wrong option, refused weights, the network and a full disk stop the run; all else is that case's own failure.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(cases):
+        row: dict[str, Any] = {"case": case.name, "status": "ok", "code": 0, "reason": ""}
+        try:
+            row |= work(case)
+        except Exception as exc:
+            error = exc if isinstance(exc, CtsrError) else _internal(exc, case)
+            if _stops_the_run(error):
+                raise error from exc
+            row |= {"status": "failed", "code": error.exit_code, "reason": error.reason}
+            failed(case, error)
+        rows.append(row)
+        done(number + 1)
+    return rows
+
+
+def raise_for_failures(rows: Iterable[Mapping[str, Any]], *, path: Path) -> None:
+    """SomeCasesFailed where a row says so; its reason names how many and the first."""
+    rows = list(rows)
+    bad = [row for row in rows if row["status"] == "failed"]
+    if bad:
+        raise SomeCasesFailed(
+            f"{len(bad)} of {len(rows)} cases failed, the first is {bad[0]['case']}", path=path
+        )
+
+
+def _stops_the_run(error: CtsrError) -> bool:
+    if isinstance(error, UsageError | WeightsError | NetworkError):
+        return True
+    cause = error.__cause__
+    return isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno in _DISK_GONE
+
+
+def _internal(exc: Exception, case: Case) -> CtsrError:
+    if isinstance(exc, MemoryError) or "allocate memory" in str(exc) or "out of memory" in str(exc):
+        return ResourceError("out of memory", path=case.source, hint="--max-memory bounds what is taken")
+    return CtsrError(f"internal: {type(exc).__name__}: {' '.join(str(exc).split())}", path=case.source)
+
+
+def _parse(shard: str) -> tuple[int, int]:
+    index, _, count = shard.partition("/")
+    if not (
+        index.isascii()
+        and index.isdigit()
+        and count.isascii()
+        and count.isdigit()
+        and 1 <= int(index) <= int(count)
+    ):
+        raise UsageError(f"--shard: {shard} is not I/N with 1 ≤ I ≤ N, nor env")
+    return int(index), int(count)
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[int, int]:
+    """(I, N), 1-based, from what a scheduler set."""
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        task, first, last, count = (
+            int(environ.get(f"SLURM_ARRAY_TASK_{k}", "-1")) for k in ("ID", "MIN", "MAX", "COUNT")
+        )
+        if first not in (0, 1) or count != last - first + 1 or count < 2:
+            raise UsageError(
+                f"--shard env: tasks {first}…{last}, {count} in all, are not a whole Slurm array from 0 or 1 on",
+                hint="a resubmitted task needs its own share: --shard I/N",
+            )
+        return task - first + 1, count
+    for index, count_name in (("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"), ("RANK", "WORLD_SIZE")):
+        if index in environ:
+            if not environ.get(count_name, "").isdigit():
+                raise UsageError(
+                    f"--shard env: {index} is set, {count_name} is not",
+                    hint=f"set {count_name}, or --shard I/N",
+                )
+            return int(environ[index]) + 1, int(environ[count_name])
+    raise UsageError(
+        "--shard env: neither Slurm, Kubernetes nor torchrun has set a share", hint="--shard I/N"
+    )
