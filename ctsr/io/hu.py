@@ -114,7 +114,7 @@ def refuse_what_is_not_hu(
     hint = "read the DICOM again with ctsr convert"
     if low >= -1 and high <= 1:
         fault = f"values {low:.3g}…{high:.3g}: not HU, but a picture scaled to 1"
-    elif low >= 0 and high <= 255.5 and (stored_dtype.itemsize == 1 or (low < 0.5 and high >= 254.5)):
+    elif low >= 0 and high <= 255.5 and (stored_dtype.itemsize == 1 or _looks_clipped(values)):
         fault = f"values {low:.4g}…{high:.4g}: not HU, but a picture of 8 bits"
     elif low >= 0 and (offset := _likely_offset(values)):
         fault = f"no value below 0 and tissue near 1000: HU with {offset} added"
@@ -143,6 +143,11 @@ def _looks_labelled(runs: np.ndarray) -> bool:
     return bool(2 <= distinct <= _LABEL_VALUES and same >= _LABEL_FLATNESS)
 
 
+def _looks_clipped(values: np.ndarray) -> bool:
+    """A window of grey values: many voxels at the very bottom 0, or a last one at 255."""
+    return bool(np.mean(values == 0) > 0.02 or (values.min() == 0 and values.max() >= 254.5))
+
+
 def _likely_offset(values: np.ndarray) -> int:
     """1024 or 1000 where soft tissue lies near 1000 and not near 0; 0 where the values may be HU.
 
@@ -153,5 +158,5 @@ def _likely_offset(values: np.ndarray) -> int:
     if tissue < 0.05 or tissue < 2 * between:
         return 0
     # air: 24 where 1024 was added, 0 where 1000 was; an exact 0 may be padding or a clipped value in both
-    counts = np.histogram(values, bins=[0.5, 12, 36, 60])[0]
-    return 1000 if counts[0] > counts[1] else 1024
+    below, around = np.histogram(values, bins=[0.5, 12, 36])[0] / [11.5, 24]
+    return 1000 if below > around else 1024

@@ -70,7 +70,7 @@ def from_sitk(image: Any, *, notes: list[str] | None = None) -> Volume:
 
 
 def to_sitk(volume: Volume) -> Any:
-    """A SimpleITK image of the volume, its data copied. ITK raises where axes are sheared by more than 10⁻⁴."""
+    """A SimpleITK image of the volume, its data copied. ITK raises where axes are sheared beyond 10⁻⁴."""
     import SimpleITK
 
     affine = _LPS @ volume.affine

@@ -56,7 +56,7 @@ def read_file_list(
     folder = Path(data_dir) if data_dir is not None else Path(path).parent
     inside = folder.resolve()
     files: dict[Path, Path] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue
@@ -86,7 +86,13 @@ def write_file_list(
     """Write names relative to `data_dir` (None: the list's folder), as `read_file_list` reads them."""
     folder = Path(data_dir) if data_dir is not None else Path(path).parent
     names = [Path(os.path.relpath(f, folder)).as_posix() for f in files]
-    write_text(path, "".join(f"{n}\n" for n in names), overwrite=overwrite)
+    for name in names:
+        if name != name.rstrip() or "\n" in name or "\r" in name:
+            raise UsageError(
+                f"{name!a} can't stand in a list: a line break, or a space at its end", path=path
+            )
+    lines = (f"./{n}\n" if n.startswith("#") or n != n.strip() else f"{n}\n" for n in names)
+    write_text(path, "".join(lines), overwrite=overwrite)
 
 
 def read_table(path: PathLike, *, columns: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -219,12 +219,9 @@ def _open(path: str, notes: list[str]) -> Iterator[_Source]:
         )
         raise InputError(reason, path=path, hint="copy it again") from exc
     except gzip.BadGzipFile as exc:
-        whole = source is not None and source.passed >= source.wanted
-        after_end = "not a gzip" in str(exc).lower()
+        is_tail = "not a gzip" in str(exc).lower()  # what follows the first stream starts as none
         reason = (
-            "bytes follow the end of the gzip stream"
-            if after_end and whole
-            else "gzip checksum or length does not match"
+            "bytes follow the end of the gzip stream" if is_tail else "gzip checksum or length does not match"
         )
         raise InputError(f"{reason} (damaged file)", path=path, hint="copy it again") from exc
     except _BROKEN_STREAM as exc:

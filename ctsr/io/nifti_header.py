@@ -1,7 +1,7 @@
 """The NIfTI header as one checked record: what it says is right, or the file is refused.
 
-Versions 1 and 2, both byte orders. Nothing is repaired: of a header that contradicts itself other readers take
-one of the two answers without a word, and not all of them the same one.
+Versions 1 and 2, both byte orders. Nothing is repaired: of a header that contradicts itself other readers
+take one of the two answers without a word, and not all of them the same one.
 """
 
 from __future__ import annotations
