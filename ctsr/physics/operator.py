@@ -53,18 +53,21 @@ def grid_operator(
     return thickening_matrix(edges, centres, profile, thickness=thickness, thin_thickness=thin)
 
 
-def apply_along_z(matrix: np.ndarray, volume: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def apply_along_z(matrix: np.ndarray, volume: np.ndarray, *, add_to: np.ndarray | None = None) -> np.ndarray:
     """matrix (m, n) times volume (n, H, W) → (m, H, W) float32.
 
     Streams over image rows: needs one block of 16 rows beside input and output, and turns a strided or integer input
-    into float32 block by block.
+    into float32 block by block. add_to: (m, H, W) float32 that the product is added to, in place.
     """
     n, height, width = volume.shape
-    if out is None:
-        out = np.empty((matrix.shape[0], height, width), np.float32)
     weights = np.ascontiguousarray(matrix, dtype=np.float32)
+    out = np.empty((len(weights), height, width), np.float32) if add_to is None else add_to
     for start in range(0, height, _ROWS):
         rows = slice(start, start + _ROWS)
         block = np.ascontiguousarray(volume[:, rows], dtype=np.float32)
-        out[:, rows] = (weights @ block.reshape(n, -1)).reshape(len(weights), -1, width)
+        product = (weights @ block.reshape(n, -1)).reshape(len(weights), -1, width)
+        if add_to is None:
+            out[:, rows] = product
+        else:
+            out[:, rows] += product
     return out
