@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctsr.core.zgrid import ZGrid
-from ctsr.physics.operator import apply_along_z, grid_operator, thickening_matrix
+from ctsr.physics.doubling import doubling
+from ctsr.physics.operator import apply_along_z, thickening_matrix
 from ctsr.physics.profile import ProfileKind, SliceProfile
-from ctsr.physics.projection import projection_matrix, projector
-from ctsr.physics.zmatrix import interpolation_matrix, inverse_matrix
 
-__all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume", "doubling"]
+__all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,16 +66,6 @@ class Pair:
     null: np.ndarray
     rho: float
     input_spacing: float  # mm
-
-
-def doubling(
-    n: int, profile: SliceProfile, *, spacing: float, thickness: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A (n, 2n), the `inverse` z-matrix (2n, n) and I − P A (2n, 2n) for one doubling of `n` slices; mm."""
-    grid = ZGrid(n, 2.0)
-    A = grid_operator(grid, profile, spacing=spacing, thickness=thickness)
-    P = projection_matrix(A)
-    return A, inverse_matrix(interpolation_matrix("cubic", grid), A, P), projector(A, P)
 
 
 class PairSource:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctsr.core.zgrid import ZGrid, thick_count
-from ctsr.data.pairs import PairRecipe, PairSource, TrainVolume, doubling
+from ctsr.data.pairs import PairRecipe, PairSource, TrainVolume
 from ctsr.metrics.fidelity import PEAK, psnr
 from ctsr.metrics.masks import body_mask
 from ctsr.models.simple_unet3d import SimpleUNet3D
+from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import interpolation_matrix

@@ -1,0 +1,212 @@
+"""The one path from a thick array to a thin one: stage one, cascade, z-matrix, projection. Arrays only.
+
+Computes any range of thin slices from the thick slices that it depends on, so that a volume can pass in slabs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctsr.core.zgrid import ZGrid
+from ctsr.infer.stage_one import Engine
+from ctsr.infer.windows import Tiling
+from ctsr.physics.doubling import doubling
+from ctsr.physics.operator import apply_along_z, grid_operator, thickening_matrix
+from ctsr.physics.profile import ProfileKind, SliceProfile
+from ctsr.physics.projection import projection_matrix, projector
+from ctsr.physics.zmatrix import cubic_matrix, interpolation_matrix, inverse_matrix
+
+__all__ = ["CLASSICAL", "Pipeline", "Recipe"]
+
+CLASSICAL = ("nearest", "linear", "cubic", "inverse")
+NEGLIGIBLE = 1e-6  # a z-matrix's weight below this moves no result by a hundredth of a HU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is to be computed. Lengths in mm.
+
+    method: `nearest`, `linear`, `cubic`, `inverse`, or `baseline` with an engine.
+    thin_thickness: FWHM of the result's slice profile, None for thickness / factor.
+    is_consistent: whether the result of a network ends in the projection.
+    """
+
+    n: int
+    factor: float
+    spacing: float
+    thickness: float
+    profile: SliceProfile
+    thin_thickness: float | None = None
+    method: str = "baseline"
+    is_consistent: bool = True
+
+    @property
+    def grid(self) -> ZGrid:
+        return ZGrid(self.n, self.factor)
+
+    @property
+    def n_doublings(self) -> int:
+        """⌈log₂F − 0.01⌉: 5.0002 → 2.5 mm is one."""
+        return max(0, math.ceil(math.log2(self.factor) - 0.01)) if self.method not in CLASSICAL else 0
+
+    @property
+    def result_thickness(self) -> float:
+        return self.thickness / self.factor if self.thin_thickness is None else self.thin_thickness
+
+    @property
+    def rho(self) -> float:
+        """Relative width of the slice profile, as the network is told it: the same in every doubling."""
+        ratio = self.thickness / self.spacing
+        if self.profile.kind is ProfileKind.FILE:
+            ratio = self.profile.kernel_fwhm(0, 0) / (self.spacing * math.sqrt(1 - self.factor**-2))
+        return ratio
+
+
+class Pipeline:
+    """A recipe's matrices, and the computation of any range of its thin slices."""
+
+    def __init__(self, recipe: Recipe, *, tiling: Tiling, engine: Engine | None = None) -> None:
+        if (engine is None) != (recipe.method in CLASSICAL):
+            raise ValueError("a network belongs to the method baseline, and to that alone")
+        self.recipe, self.engine, self.tiling = recipe, engine, tiling
+        grid = recipe.grid
+        self.A = grid_operator(
+            grid,
+            recipe.profile,
+            spacing=recipe.spacing,
+            thickness=recipe.thickness,
+            thin_thickness=recipe.thin_thickness,
+        )
+        self._P = projection_matrix(self.A)
+        cubic = interpolation_matrix("cubic", grid)
+        self.inverse = inverse_matrix(cubic, self.A, self._P)
+        self._from_fine: np.ndarray | None = (
+            None  # (m, fine) where the last doubling is not the result already
+        )
+        if recipe.method == "inverse" or (engine is not None and recipe.n_doublings == 0):
+            self._direct = self.inverse
+        elif engine is None:
+            self._direct = interpolation_matrix(recipe.method, grid)
+        elif not self._is_one_doubling:
+            resample = self._resample()
+            self._from_fine = projector(self.A, self._P) @ resample if recipe.is_consistent else resample
+
+    @property
+    def m(self) -> int:
+        """Thin slices in all."""
+        return self.recipe.grid.m
+
+    @property
+    def halo(self) -> int:
+        """Thick slices on either side that the doublings of a slab depend on."""
+        if self.engine is None or not self.recipe.n_doublings:
+            return 0
+        n = 64
+        _, inverse, null = doubling(
+            n, self._stage_profile, spacing=self.recipe.spacing, thickness=self._stage_thickness
+        )
+        reach = self.engine.network.z_reach + _reach(inverse, 0.5) + (_reach(null, 1.0) + 1) // 2
+        return math.ceil(sum(reach / 2**k for k in range(self.recipe.n_doublings))) + 1
+
+    def source_range(self, start: int, stop: int) -> tuple[int, int]:
+        """The thick slices that thin slices start…stop − 1 are computed from."""
+        n, doublings = self.recipe.n, self.recipe.n_doublings
+        if self.engine is None or doublings == 0:
+            return _support(self._direct[start:stop])
+        scale = 2**doublings
+        first, last = (start, stop) if self._from_fine is None else _support(self._from_fine[start:stop])
+        return max(0, first // scale - self.halo), min(n, -(-last // scale) + self.halo)
+
+    def rows(
+        self, y: np.ndarray, start: int, stop: int, *, progress: Callable[[float], None] = lambda s: None
+    ) -> np.ndarray:
+        """Thin slices start…stop − 1, (stop − start, H, W) float32, HU; y: all thick slices (n, H, W), no padding."""
+        first, last = self.source_range(start, stop)
+        if self.engine is None or self.recipe.n_doublings == 0:
+            return apply_along_z(self._direct[start:stop, first:last], y[first:last])
+        x: np.ndarray = y[first:last]
+        scale = 1
+        for _ in range(self.recipe.n_doublings):
+            x = self.engine.double(
+                x,
+                self._stage_profile,
+                spacing=self.recipe.spacing / scale,
+                thickness=self._stage_thickness / scale,
+                rho=self.recipe.rho,
+                tiling=self.tiling,
+                progress=progress,
+            )
+            scale *= 2
+        if self._from_fine is None:
+            return x[start - first * scale : stop - first * scale]
+        fine, fine_end = _support(self._from_fine[start:stop])
+        at = first * scale
+        result = apply_along_z(self._from_fine[start:stop, fine:fine_end], x[fine - at : fine_end - at])
+        if self.recipe.is_consistent:
+            a, b = _support(self._P[start:stop])
+            apply_along_z(self._P[start:stop, a:b], y[a:b], add_to=result)
+        return result
+
+    def added(self, y: np.ndarray, rows: np.ndarray, start: int) -> np.ndarray:
+        """What `rows` (from thin slice `start` on) hold that the measurement does not determine: rows − `inverse`."""
+        part = self.inverse[start : start + len(rows)]
+        a, b = _support(part)
+        return rows - apply_along_z(part[:, a:b], y[a:b])
+
+    def thick_support(self, start: int, stop: int) -> tuple[int, int]:
+        """The thin slices that thick slices start…stop − 1 are a mean of."""
+        return _support(self.A[start:stop])
+
+    @property
+    def _is_one_doubling(self) -> bool:
+        r = self.recipe
+        return (
+            r.n_doublings == 1
+            and r.factor == 2
+            and r.is_consistent
+            and r.thin_thickness is None
+            and r.profile.kind is not ProfileKind.FILE
+        )
+
+    @property
+    def _stage_profile(self) -> SliceProfile:
+        """Within the cascade a measured kernel is stood for by the Gaussian of its width."""
+        return SliceProfile() if self.recipe.profile.kind is ProfileKind.FILE else self.recipe.profile
+
+    @property
+    def _stage_thickness(self) -> float:
+        return self.recipe.rho * self.recipe.spacing
+
+    def _resample(self) -> np.ndarray:
+        """(m, n·2^k): from the grid of the last doubling to the asked one; kernel widths subtract."""
+        r, scale = self.recipe, 2**self.recipe.n_doublings
+        fine = ZGrid(r.n, float(scale))
+        spacing, thickness = r.spacing / scale, self._stage_thickness / scale
+        wanted = max(r.result_thickness, thickness)
+        is_same = r.grid.m == fine.m and abs(r.factor - scale) < 1e-9
+        if is_same and wanted == thickness:
+            return np.eye(fine.m)
+        if r.spacing / r.factor > spacing * (1 + 1e-9) or wanted > thickness:
+            edges, centres = fine.edges * r.spacing, r.grid.centres * r.spacing
+            return thickening_matrix(
+                edges, centres, SliceProfile(), thickness=wanted, thin_thickness=thickness
+            )
+        return cubic_matrix((r.grid.centres - fine.centres[0]) * scale, fine.m)
+
+
+def _support(rows: np.ndarray) -> tuple[int, int]:
+    """First and one past the last column that any of these rows gives weight to."""
+    used = np.flatnonzero((np.abs(rows) > NEGLIGIBLE).any(axis=0))
+    return int(used[0]), int(used[-1]) + 1
+
+
+def _reach(matrix: np.ndarray, step: float) -> int:
+    """Columns on either side that the middle row of a z-matrix gives weight to; row j lies at column j·step."""
+    middle = len(matrix) // 2
+    first, last = _support(matrix[middle : middle + 1])
+    at = int(middle * step)
+    return max(at - first, last - at)

@@ -1,0 +1,96 @@
+"""One doubling by the network: `inverse`, the residual through the projection, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ctsr.infer.windows import Tiling
+from ctsr.models.simple_unet3d import SimpleUNet3D
+from ctsr.physics.doubling import doubling
+from ctsr.physics.operator import apply_along_z
+from ctsr.physics.profile import SliceProfile
+
+__all__ = ["Engine"]
+
+CHUNK = 8  # thick slices a step of the stream; the first step takes the network's reach and one more
+
+
+@dataclass(slots=True)
+class Engine:
+    """The network where it runs. chunk: thick slices that pass at once."""
+
+    network: SimpleUNet3D
+    device: torch.device
+    dtype: torch.dtype
+    chunk: int = CHUNK
+
+    def __post_init__(self) -> None:
+        self.network = self.network.to(self.device, memory_format=torch.channels_last_3d).eval()
+
+    @property
+    def first_chunk(self) -> int:
+        """Slices of a stream's first step."""
+        return max(self.chunk, self.network.z_reach + 1)
+
+    def double(
+        self,
+        y: np.ndarray,
+        profile: SliceProfile,
+        *,
+        spacing: float,
+        thickness: float,
+        rho: float,
+        tiling: Tiling,
+        progress: Callable[[int], None] = lambda slices: None,
+    ) -> np.ndarray:
+        """(n, H, W) of any type → (2n, H, W) float32, HU. Needs twice the result, and the stream's chunk.
+
+        progress: is told the thick slices × share of the image that have passed since it was last called.
+        """
+        _, inverse, null = doubling(len(y), profile, spacing=spacing, thickness=thickness)
+        result = apply_along_z(inverse, y)
+        residual = self._residual(y, result, rho, tiling, progress)
+        return apply_along_z(null, residual, add_to=result)
+
+    @torch.inference_mode()
+    def _residual(
+        self, y: np.ndarray, inverse: np.ndarray, rho: float, tiling: Tiling, progress: Callable[[int], None]
+    ) -> np.ndarray:
+        residual = np.empty_like(inverse) if tiling.is_exact else np.zeros_like(inverse)
+        total = np.zeros(inverse.shape[1:], np.float32)
+        told = torch.full((1,), rho, device=self.device)
+        for window in tiling:
+            done = 0
+            read = (slice(None), *window.read)
+            share = residual[(slice(None), *window.keep)][0].size / inverse[0].size
+            pieces = self.network.stream(self._chunks(y[read], inverse[read]), told, depth=len(y))
+            for piece in self._autocast(pieces):
+                part = slice(done, done + len(piece))
+                done += len(piece)
+                if tiling.is_exact:
+                    residual[(part, *window.keep)] = piece[(slice(None), *window.keep_in_read)]
+                else:
+                    residual[(part, *window.read)] += piece * tiling.weights(window)
+                progress(len(piece) / 2 * share)  # type: ignore[arg-type]
+            if not tiling.is_exact:
+                total[window.read] += tiling.weights(window)
+        return residual if tiling.is_exact else np.divide(residual, total, out=residual)
+
+    def _autocast(self, pieces: Iterator[torch.Tensor]) -> Iterator[np.ndarray]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for piece in pieces:
+                yield piece[0, 0].float().cpu().numpy()
+
+    def _chunks(self, y: np.ndarray, inverse: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Consecutive (y, inverse), on the device; the last chunk is never empty."""
+        start, stop = 0, min(len(y), self.first_chunk)
+        while start < len(y):
+            yield self._tensor(y[start:stop]), self._tensor(inverse[2 * start : 2 * stop])
+            start, stop = stop, min(len(y), stop + self.chunk)
+
+    def _tensor(self, part: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(part, np.float32))[None, None].to(self.device)
