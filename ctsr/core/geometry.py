@@ -1,8 +1,8 @@
 """Which axis the slices lie along, and the one view that every computation uses.
 
-A volume is computed on as (D, H, W): the slice axis first, then the axis nearest anterior–posterior, then the one
-nearest left–right (of what the slice axis leaves), each running towards a fixed end of the patient. So two files that
-hold the same patient in another storage order give the same result, voxel for voxel.
+A volume is computed on as (D, H, W): the slice axis first, then the axis nearest anterior–posterior, then the
+one nearest left–right (of what the slice axis leaves), each running towards a fixed end of the patient. So
+two files that hold the same patient in another storage order give the same result, voxel for voxel.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ THICK_RATIO = 1.25  # an axis this much coarser than both others is the slice ax
 def slice_axis(volume: Volume, *, axis: int | None = None) -> tuple[int, str]:
     """The array axis along which slices are stacked, and a note where it had to be guessed.
 
-    axis: the user's choice (0, 1 or 2), which wins; else the axis whose spacing is ≥ 1.25 × both others, else what the
-    file says, else the axis nearest head–foot.
+    axis: the user's choice (0, 1 or 2), which wins; else the axis whose spacing is ≥ 1.25 × both others, else
+    what the file says, else the axis nearest head–foot.
     """
     if axis is not None:
         if axis not in (0, 1, 2):
@@ -71,10 +71,17 @@ def canonical_turn(affine: np.ndarray, axis: int) -> Turn:
     along = int(np.argmax(ends[:, axis]))  # 0 left–right, 1 posterior–anterior, 2 foot–head
     first, second = (w for w in (2, 1, 0) if w != along)
     a, b = (i for i in range(3) if i != axis)
-    if ends[first, a] + ends[second, b] < ends[first, b] + ends[second, a]:
+    straight, crossed = ends[first, a] + ends[second, b], ends[first, b] + ends[second, a]
+    is_tie = straight == crossed  # turned by 45° in plane: then the directions decide, not the storage order
+    if straight < crossed or (is_tie and _line(directions[:, a]) < _line(directions[:, b])):
         a, b = b, a
     worlds = ((axis, along), (a, first), (b, second))
     return Turn(order=(axis, a, b), flips=tuple(bool(directions[w, i] < 0) for i, w in worlds))  # type: ignore[arg-type]
+
+
+def _line(direction: np.ndarray) -> tuple[float, ...]:
+    """A direction without its sign: the same for an axis and for its flip."""
+    return tuple(direction * np.sign(direction[np.flatnonzero(direction)[0]]))
 
 
 def corners(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -82,4 +89,5 @@ def corners(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     index = np.array(
         [[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)]
     )
-    return (affine @ index.T).T[:, :3]
+    positions: np.ndarray = (affine @ index.T).T[:, :3]
+    return positions

@@ -18,8 +18,8 @@ PADDING_LIMIT = -1500.0  # HU; nothing in a patient is this low: at or below it 
 class Volume:
     """CT numbers on a regular grid, and where that grid lies in the patient.
 
-    data: (I, J, K) HU, axes in the order of the file; an integer type holds HU as they are (slope 1, intercept 0),
-        every other volume is float32.
+    data: (I, J, K) HU, axes in the order of the file; an integer type holds HU as they are (slope 1,
+        intercept 0), every other volume is float32.
     affine: (4, 4) float64, voxel index → RAS+ position of the voxel's centre, mm.
     slice_thickness: FWHM of the slice profile, mm; None where nothing tells it.
     slice_axis: the array axis along which the slices are stacked, where the file says so (NIfTI's dim_info).
@@ -64,7 +64,8 @@ class Volume:
     @property
     def spacing(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along each axis, mm, (3,)."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        lengths: np.ndarray = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return lengths
 
     @property
     def result_dtype(self) -> np.dtype:

@@ -1,7 +1,7 @@
 """The grid of thin slices that belongs to a stack of thick ones, and back.
 
-N slices of spacing s cover the slab [0, N·s]. The thin grid has spacing s/F and is centred on that slab, so both stacks
-share their edges: this is how a scanner reconstructs two thicknesses of one acquisition.
+N slices of spacing s cover the slab [0, N·s]. The thin grid has spacing s/F and is centred on that slab, so
+both stacks share their edges: this is how a scanner reconstructs two thicknesses of one acquisition.
 Lengths along z are in units of the thick spacing unless a name says mm.
 """
 

@@ -23,8 +23,8 @@ def thickening_matrix(
     centres: (n,) positions of the thick slices, mm, same origin.
     thickness, thin_thickness: FWHM of the thick and of the thin slices' profiles, mm.
 
-    Returns (n, m) float64 with rows that sum to one: a uniform volume keeps its HU, at the ends too, where part of the
-    kernel falls outside and is not counted.
+    Returns (n, m) float64 with rows that sum to one: a uniform volume keeps its HU, at the ends too, where
+    part of the kernel falls outside and is not counted.
     Raises GeometryError if a thick slice lies so far out that it sees no thin slab.
     """
     slab = float(np.diff(edges).max())
@@ -33,7 +33,8 @@ def thickening_matrix(
     seen = weights.sum(axis=1, keepdims=True)
     if (blind := np.flatnonzero(seen < _SEEN)).size:
         raise GeometryError(f"thick slice {blind[0]} at {centres[blind[0]]:g} mm lies outside the volume")
-    return weights / seen
+    matrix: np.ndarray = weights / seen
+    return matrix
 
 
 def grid_operator(
@@ -56,8 +57,9 @@ def grid_operator(
 def apply_along_z(matrix: np.ndarray, volume: np.ndarray, *, add_to: np.ndarray | None = None) -> np.ndarray:
     """matrix (m, n) times volume (n, H, W) → (m, H, W) float32.
 
-    Streams over image rows: needs one block of 16 rows beside input and output, and turns a strided or integer input
-    into float32 block by block. add_to: (m, H, W) float32 that the product is added to, in place.
+    Streams over image rows: needs one block of 16 rows beside input and output, and turns a strided or
+    integer input into float32 block by block. add_to: (m, H, W) float32 that the product is added to, in
+    place.
     """
     n, height, width = volume.shape
     weights = np.ascontiguousarray(matrix, dtype=np.float32)

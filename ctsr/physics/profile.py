@@ -1,8 +1,8 @@
 """Slice profiles: how a thick slice weighs what lies along z.
 
-A profile p(z) has unit area. What the computations need is the kernel that takes thin slices (FWHM t') to thick ones
-(FWHM t); its variance is the difference of both variances. Each kernel is given by its integral, so that the share of
-a thin slab is exact, not sampled.
+A profile p(z) has unit area. What the computations need is the kernel that takes thin slices (FWHM t') to
+thick ones (FWHM t); its variance is the difference of both variances. Each kernel is given by its integral,
+so that the share of a thin slab is exact, not sampled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class SliceProfile:
     """The shape of a slice's sensitivity along z; how wide it is comes with each use.
 
     kind: `gaussian`, `triangle` (FWHM = slice thickness), `box` (width = slice thickness) or `file`.
-    table: (k, 2) float64, for `file`: position (mm from the slice's centre, rising) and weight of the thin-to-thick kernel.
+    table: (k, 2) float64, for `file`: position (mm from the slice's centre, rising) and weight of the
+        thin-to-thick kernel.
     """
 
     kind: ProfileKind = ProfileKind.GAUSSIAN
@@ -51,11 +52,10 @@ class SliceProfile:
         table = np.asarray(self.table, dtype=np.float64)
         if table.ndim != 2 or table.shape[1] != 2 or len(table) < 3 or not np.isfinite(table).all():
             raise UsageError("a profile table has two columns (mm, weight) and at least three rows")
-        if (np.diff(table[:, 0]) <= 0).any() or (table[:, 1] < 0).any() or table[:, 1].max() <= 0:
+        if (np.diff(table[:, 0]) <= 0).any() or (table[:, 1] < 0).any() or not table[:, 1].any():
             raise UsageError("a profile table has rising positions and weights that are not negative")
-        area = np.trapezoid(table[:, 1], table[:, 0])
-        centre = np.trapezoid(table[:, 0] * table[:, 1], table[:, 0]) / area
-        width = FWHM_PER_SIGMA * math.sqrt(_variance(table))
+        area, centre, variance = _moments(table)
+        width = FWHM_PER_SIGMA * math.sqrt(variance)
         if abs(centre) > 0.05 * width:
             raise UsageError(
                 f"the profile's centre of mass lies at {centre:.3g} mm, expected 0 ± {0.05 * width:.2g} mm"
@@ -65,7 +65,7 @@ class SliceProfile:
     def kernel_fwhm(self, thickness: float, thin_thickness: float) -> float:
         """FWHM, mm, of the Gaussian that has the variance of the thin-to-thick kernel."""
         if self.table is not None:
-            return FWHM_PER_SIGMA * math.sqrt(_variance(self.table))
+            return FWHM_PER_SIGMA * math.sqrt(_moments(self.table)[2])
         return math.sqrt(max(thickness**2 - thin_thickness**2, 0.0))
 
     def integral(
@@ -73,8 +73,8 @@ class SliceProfile:
     ) -> Callable[[np.ndarray], np.ndarray]:
         """The kernel's integral from −∞ to u (mm), rising from 0 to 1.
 
-        slab: width of the thin slabs it will be differenced over, mm; what that averaging adds to the variance is
-        taken off beforehand, down to a tenth of a slab.
+        slab: width of the thin slabs it will be differenced over, mm; what that averaging adds to the
+        variance is taken off beforehand, down to a tenth of a slab.
         """
         if self.table is not None:
             fine = np.linspace(self.table[0, 0], self.table[-1, 0], 4001)
@@ -92,11 +92,16 @@ class SliceProfile:
         return lambda u: ndtr(u / sigma)
 
 
-def _variance(table: np.ndarray) -> float:
-    """Second central moment of a table of (mm, weight), mm²."""
-    area = np.trapezoid(table[:, 1], table[:, 0])
-    mean = np.trapezoid(table[:, 0] * table[:, 1], table[:, 0]) / area
-    return float(np.trapezoid((table[:, 0] - mean) ** 2 * table[:, 1], table[:, 0]) / area)
+def _moments(table: np.ndarray) -> tuple[float, float, float]:
+    """Area, mean (mm) and variance (mm²) of a table of (mm, weight), by the trapezium rule."""
+    z, weight = table.T
+
+    def integral(of: np.ndarray) -> float:
+        return float(((of[1:] + of[:-1]) / 2 * np.diff(z)).sum())  # np.trapezoid is not in NumPy 1.26
+
+    area = integral(weight)
+    mean = integral(z * weight) / area
+    return area, mean, integral((z - mean) ** 2 * weight) / area
 
 
 def _triangle_integral(u: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Classical upsampling along z as one matrix each: nearest, linear, cubic B-spline, and cubic plus the projection."""
+"""Upsampling along z by one matrix each: nearest, linear, cubic B-spline, and cubic plus the projection."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def nearest_matrix(positions: np.ndarray, n: int) -> np.ndarray:
 def linear_matrix(positions: np.ndarray, n: int) -> np.ndarray:
     """(m, n): between the two neighbours; the end slices hold beyond their centres."""
     clamped = np.clip(positions, 0, n - 1)
-    return np.maximum(0.0, 1.0 - np.abs(clamped[:, None] - np.arange(n)[None, :]))
+    matrix: np.ndarray = np.maximum(0.0, 1.0 - np.abs(clamped[:, None] - np.arange(n)[None, :]))
+    return matrix
 
 
 def cubic_matrix(positions: np.ndarray, n: int) -> np.ndarray:
-    """(m, n): the interpolating cubic B-spline, mirrored at the end centres (Unser 1999; SciPy's `mode="mirror"`).
+    """(m, n): the interpolating cubic B-spline, mirrored at the end centres (Unser 1999; SciPy's "mirror").
 
     Positions beyond the first and last centre are clamped to them.
     """
@@ -35,8 +36,9 @@ def cubic_matrix(positions: np.ndarray, n: int) -> np.ndarray:
 
 
 def inverse_matrix(cubic: np.ndarray, A: np.ndarray, P: np.ndarray) -> np.ndarray:
-    """(m, n): cubic, then the projection: cubic + P (I − A·cubic). Agrees with the measurement; rows sum to one."""
-    return cubic + P @ (np.eye(len(A)) - A @ cubic)
+    """(m, n): cubic, then the projection: cubic + P (I − A·cubic). Agrees with y; rows sum to one."""
+    matrix: np.ndarray = cubic + P @ (np.eye(len(A)) - A @ cubic)
+    return matrix
 
 
 def interpolation_matrix(method: str, grid: ZGrid) -> np.ndarray:
