@@ -19,7 +19,7 @@ _PIECE = 1 << 20  # voxels
 _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
 
 _RUNS, _RUN = 64, 4096  # a sample: so many runs of so many voxels, enough for shares to 1 %
-_LABEL_VALUES = 256  # TotalSegmentator has 118
+_LABEL_VALUES = 128  # TotalSegmentator has 118; a grey picture 256
 _LABEL_FLATNESS = 0.8  # share of neighbours that are equal; CT with noise is below 0.1
 
 
@@ -118,7 +118,7 @@ def refuse_what_is_not_hu(
         fault = f"values {low:.4g}…{high:.4g}: not HU, but a picture of 8 bits"
     elif low >= 0 and (offset := _likely_offset(values)):
         fault = f"no value below 0 and tissue near 1000: HU with {offset} added"
-        hint = f"--hu-offset -{offset}"
+        hint = f"likely --hu-offset -{offset}: air must come out near -1000"
     if fault:
         raise InputError(fault, path=path, hint=hint)
     if low > AIR + 100:

@@ -9,7 +9,7 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, InputError
 from ctsr.io.hu import refuse_what_is_not_hu, to_hu
-from ctsr.io.nifti_header import checked_affine
+from ctsr.io.nifti_header import MM_PER_UNIT, checked_affine
 
 __all__ = ["from_nibabel", "from_sitk", "to_nibabel", "to_sitk"]
 
@@ -23,10 +23,12 @@ def from_nibabel(image: Any, *, notes: list[str] | None = None) -> Volume:
     """
     notes = [] if notes is None else notes
     header = image.header
+    if not hasattr(header, "get_dim_info"):
+        raise InputError(f"a {type(image).__name__}, a NIfTI image expected")
     form_code = int(header["sform_code"]) or int(header["qform_code"])
     if not form_code:
-        raise GeometryError("no orientation (sform and qform codes are 0)")
-    scale = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7)
+        raise GeometryError("no orientation: sform and qform codes are 0")
+    scale = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
     if scale is None:
         raise GeometryError(f"xyzt_units = {int(header['xyzt_units']) & 7} is no unit of length")
     proxy = (
@@ -97,7 +99,7 @@ def _volume(
             f"{stored.ndim}D array of {stored.dtype}, {stored.shape}; a 3D one of numbers expected"
         )
     i, j, k = stored.shape
-    affine = checked_affine(affine, (i, j, k), notes=notes)
+    affine = checked_affine(affine, notes=notes)
     flat = np.array(stored, order="F", copy=True).reshape(-1, order="F")
     hu = to_hu(flat, (i, j, k), slope=slope, inter=inter)
     refuse_what_is_not_hu(hu, stored_dtype=hu.dtype, notes=notes)

@@ -11,7 +11,15 @@ from pathlib import Path
 from ctsr.errors import InputError, UsageError
 from ctsr.io.atomic import PathLike, input_error, write_text
 
-__all__ = ["read_file_list", "read_table", "stem", "volumes_in", "write_file_list", "write_table"]
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "read_file_list",
+    "read_table",
+    "stem",
+    "volumes_in",
+    "write_file_list",
+    "write_table",
+]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that starts so

@@ -62,6 +62,8 @@ def read_volume(
     The array is the file's own bytes where they are HU already (no second copy), else int16 or float32.
     Raises InputError or GeometryError for what can't be trusted, ResourceError where memory is too small.
     """
+    if not math.isfinite(hu_offset):
+        raise UsageError(f"--hu-offset: {hu_offset} is not a number of HU")
     notes = [] if notes is None else notes
     name = os.fspath(path)
     with _open(name, notes) as source:
@@ -163,10 +165,6 @@ class _Source:
             raise InputError(
                 f"truncated: {header.n_bytes:,} bytes of voxels expected, {found:,} found", path=self.path
             )
-        if not self.is_gzip and self.size > self.wanted + _TAIL:
-            raise InputError(
-                f"{self.size - self.wanted:,} bytes after the voxels (dim wrong?)", path=self.path
-            )
         return header
 
     def voxels(self, n: int) -> np.ndarray:
@@ -231,7 +229,7 @@ def _open(path: str, notes: list[str]) -> Iterator[_Source]:
 
 
 def _refuse_by_kind(path: str) -> None:
-    """Refuse, before opening, what is no regular file (a FIFO would hang) or has another format's name."""
+    """Refuse, before opening, what is no regular file (a FIFO would hang)."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         is_dicom = _holds_dicom(path)
@@ -241,19 +239,6 @@ def _refuse_by_kind(path: str) -> None:
         raise InputError("is a folder with DICOM in it" if is_dicom else "is a folder", path=path, hint=hint)
     if not stat.S_ISREG(mode):
         raise InputError("is a FIFO, a socket or a device, a file expected", path=path)
-    lower = path.lower()
-    for suffixes, kind, hint in (
-        ((".nrrd", ".nhdr"), "an NRRD file", "save it as .nii.gz, for example with 3D Slicer"),
-        ((".mha", ".mhd"), "a MetaImage", "save it as .nii.gz, for example with 3D Slicer"),
-        ((".dcm", ".ima"), "a DICOM file", "ctsr convert FOLDER turns a series into NIfTI"),
-        (
-            (".hdr", ".img", ".hdr.gz", ".img.gz"),
-            "one half of a .hdr/.img pair",
-            "nib-convert x.hdr x.nii.gz",
-        ),
-    ):
-        if lower.endswith(suffixes):
-            raise InputError(f"{kind}, a .nii or .nii.gz file expected", path=path, hint=hint)
 
 
 def _holds_dicom(folder: str, at_most: int = 50) -> bool:

@@ -7,6 +7,7 @@ take one of the two answers without a word, and not all of them the same one.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from ctsr.core.geometry import corners
 from ctsr.errors import GeometryError, InputError, UsageError
 
-__all__ = ["Header", "build_header", "checked_affine", "read_header"]
+__all__ = ["LABEL_INTENT", "MM_PER_UNIT", "Header", "build_header", "checked_affine", "read_header"]
 
 _VERSION_1 = (
     "sizeof_hdr:i4 data_type:S10 db_name:S18 extents:i4 session_error:i2 regular:S1 dim_info:u1 dim:8i2 "
@@ -60,8 +61,9 @@ _NOT_CT = {
     2304: "an RGBA image",
     **dict.fromkeys((32, 1792, 2048), "a complex image"),
 }
-_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # mm in one: unknown (taken as mm), metre, mm, micron
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (taken as mm), metre, mm, micron
 LABEL_INTENT = 1002
+CONVERT = "convert the DICOM series with ctsr convert"
 _LARGEST_SIDE = 32767  # dim is int16 in version 1
 
 _SCALE_TOLERANCE = 1e-3  # pixdim against the sform's columns, relative
@@ -131,7 +133,7 @@ def read_header(read: Callable[[int], bytes], path: str, *, form: str | None, no
             (not 1 <= dim[0] <= 7, f"dim[0] = {dim[0]} is not 3"),
             (dim[0] < 3, f"{dim[0]}D image, a volume has 3 axes"),
             (side > 0, f"dim[{side}] = {dim[side]}, at least 1 expected"),
-            (dim[0] > 3 and dim[4] > 1, f"4D series of {dim[4]} volumes, one expected"),
+            (dim[0] > 3 and dim[4] > 1, f"4D series of {dim[4]} volumes, one expected", "split it first"),
             (any(d > 1 for d in dim[5 : dim[0] + 1]), f"{dim[0]}D image, a volume has 3 axes"),
             (code in _NOT_CT, f"{_NOT_CT.get(code)}, not CT (datatype = {code})"),
             (code not in _TYPES, f"datatype = {code} is none that NIfTI knows"),
@@ -172,10 +174,11 @@ def read_header(read: Callable[[int], bytes], path: str, *, form: str | None, no
     )
 
 
-def _first_fault(path: str, checks: list[tuple[bool, str]], error: type[InputError] = InputError) -> None:
-    for is_wrong, finding in checks:
+def _first_fault(path: str, checks: list[tuple[Any, ...]], error: type[InputError] = InputError) -> None:
+    """Raise for the first check that is wrong. checks: (is wrong, what was found[, what to do])."""
+    for is_wrong, finding, *hint in checks:
         if is_wrong:
-            raise error(finding, path=path, hint="split it first" if finding.startswith("4D") else "")
+            raise error(finding, path=path, hint="".join(hint))
 
 
 def _size_and_order(start: bytes, path: str) -> tuple[int, str]:
@@ -190,11 +193,15 @@ def _size_and_order(start: bytes, path: str) -> tuple[int, str]:
     raise _foreign(start, path)
 
 
-_FOREIGN = (  # where, bytes, what it is, what to do
-    (128, b"DICM", "a DICOM file, not NIfTI", "ctsr convert FOLDER turns a series into NIfTI"),
-    (0, b"NRRD", "an NRRD file, not NIfTI", "save it as .nii.gz, for example with 3D Slicer"),
-    (0, b"ObjectType", "a MetaImage, not NIfTI", "save it as .nii.gz, for example with 3D Slicer"),
-    (0, b"NDims", "a MetaImage, not NIfTI", "save it as .nii.gz, for example with 3D Slicer"),
+_DICOM = ("a DICOM file, not NIfTI", "ctsr convert FOLDER turns a series into NIfTI")
+_NRRD = ("an NRRD file, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
+_META = ("a MetaImage, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
+_PAIR = ("one half of a .hdr/.img pair, a single .nii file expected", "nib-convert x.hdr x.nii.gz")
+_FOREIGN = (  # where, what stands there; what it is, what to do
+    (128, b"DICM", *_DICOM),
+    (0, b"NRRD", *_NRRD),
+    (0, b"ObjectType", *_META),
+    (0, b"NDims", *_META),
     (0, b"\x1f\x8b", "gzip inside gzip", "unpack it once"),
     (0, b"PK\x03\x04", "a zip archive, not NIfTI", "unpack it first"),
     (0, b"BZh", "bzip2, not NIfTI", "unpack it first"),
@@ -202,27 +209,35 @@ _FOREIGN = (  # where, bytes, what it is, what to do
     (0, b"\x28\xb5\x2f\xfd", "zstd, not NIfTI", "unpack it first"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the image", "git lfs pull"),
 )
+_SUFFIXES = {
+    ".dcm": _DICOM,
+    ".nrrd": _NRRD,
+    ".nhdr": _NRRD,
+    ".mha": _META,
+    ".mhd": _META,
+    ".img": _PAIR,
+}
 
 
 def _foreign(start: bytes, path: str) -> InputError:
-    """What a file is that is no NIfTI file."""
+    """What a file is that is no NIfTI file: by its first bytes, else by its name."""
     if not start:
         return InputError("is empty", path=path)
     for where, mark, kind, hint in _FOREIGN:
         if start[where : where + len(mark)] == mark:
             return InputError(kind, path=path, hint=hint)
+    if named := _SUFFIXES.get(os.path.splitext(path.lower().removesuffix(".gz"))[1]):
+        return InputError(named[0], path=path, hint=named[1])
     shown = "".join(chr(c) if 32 <= c < 127 and chr(c) not in '"\\' else f"\\x{c:02x}" for c in start[:8])
     return InputError(f'not a NIfTI file (starts with "{shown}")', path=path)
 
 
 def _wrong_magic(found: bytes, expected: bytes, path: str) -> InputError:
     if found in (b"ni1", b"ni2"):
-        reason = f"magic is {found.decode()}: one half of a .hdr/.img pair, a single .nii file expected"
-        return InputError(reason, path=path, hint="nib-convert x.hdr x.nii.gz")
+        return InputError(f"magic is {found.decode()}: {_PAIR[0]}", path=path, hint=_PAIR[1])
     if not found:
-        return GeometryError(
-            "no orientation: an Analyze 7.5 file, which does not say left from right", path=path
-        )
+        reason = "no orientation: an Analyze 7.5 file, which does not say left from right"
+        return GeometryError(reason, path=path, hint=CONVERT)
     return InputError(f"magic is {ascii(found)[1:]}, {ascii(expected)[1:]} expected", path=path)
 
 
@@ -263,25 +278,23 @@ def _orientation(
     _first_fault(
         path,
         [
-            (unit not in _UNITS, f"xyzt_units = {unit} is no unit of length"),
+            (unit not in MM_PER_UNIT, f"xyzt_units = {unit} is no unit of length"),
             (odd > 0, f"pixdim[{odd}] = {pixdim[odd]:g}, a length > 0 expected"),
             (not 0 <= sform_code <= 5, f"sform_code = {sform_code}, 0…5 expected"),
             (not 0 <= qform_code <= 5, f"qform_code = {qform_code}, 0…5 expected"),
-            (sform_code == qform_code == 0, "no orientation (sform and qform codes are 0)"),
+            (sform_code == qform_code == 0, "no orientation: sform and qform codes are 0", CONVERT),
             (chosen == 0, f"{form} was asked for, its code is 0"),
         ],
         GeometryError,
     )
-    scale = _UNITS[unit]
+    scale = MM_PER_UNIT[unit]
     if unit != 2:
         word = {0: "unknown, taken as mm", 1: "metres, turned into mm", 3: "microns, turned into mm"}[unit]
         notes.append(f"unit of length: {word}")
     if form == "qform" or sform_code == 0:
-        return checked_affine(
-            _qform(h, pixdim, path) * _in_mm(scale), shape, path=path, notes=notes
-        ), qform_code
+        return checked_affine(_qform(h, pixdim, path) * _in_mm(scale), path=path, notes=notes), qform_code
     sform = np.vstack([np.asarray(h["srow"], np.float64), [0, 0, 0, 1]])
-    affine = checked_affine(sform * _in_mm(scale), shape, path=path, notes=notes)
+    affine = checked_affine(sform * _in_mm(scale), path=path, notes=notes)
     if form is None:
         spacing = np.linalg.norm(sform[:3, :3], axis=0)
         if (off := np.abs(spacing / pixdim[1:4] - 1)).max() > _SCALE_TOLERANCE:
@@ -346,9 +359,7 @@ def _compare(
         raise GeometryError(reason, path=path, hint="--form sform or --form qform decides")
 
 
-def checked_affine(
-    affine: np.ndarray, shape: tuple[int, int, int], *, path: str | None = None, notes: list[str]
-) -> np.ndarray:
+def checked_affine(affine: np.ndarray, *, path: str | None = None, notes: list[str]) -> np.ndarray:
     """`affine` (4, 4) where it is a grid that a patient could lie in, else GeometryError.
 
     Spacings are bounded, axes perpendicular to 10⁻⁴ (to 10⁻² with a note), the origin is within 100 m.
@@ -375,7 +386,7 @@ def checked_affine(
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
             raise GeometryError("the affine is singular: axes run the same way", path=path)
         reason = f"sheared by {math.degrees(math.asin(min(1.0, shear))):.1f}° (gantry tilt)"
-        raise GeometryError(reason, path=path, hint="convert the DICOM series with ctsr convert")
+        raise GeometryError(reason, path=path, hint=CONVERT)
     if shear > _SHEAR_ROUNDING:
         notes.append(f"axes are sheared by {math.degrees(shear):.3f}°: the sform is kept as it is")
     return affine

@@ -10,15 +10,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ctsr.errors import InputError
-from ctsr.io.atomic import OutputFile, PathLike, input_error, write_text
-from ctsr.io.lists import stem
+from ctsr.io.atomic import OutputFile, PathLike, check_output, input_error, write_text
+from ctsr.io.lists import VOLUME_SUFFIXES, stem
 
-__all__ = ["read_sidecar", "record_first", "sha256_of", "sidecar_length", "sidecar_path", "write_record"]
+__all__ = [
+    "check_image_output",
+    "read_sidecar",
+    "record_first",
+    "sha256_of",
+    "sidecar_length",
+    "sidecar_path",
+    "write_record",
+]
 
 _LARGEST_SIDECAR = 1 << 24  # bytes; dcm2niix writes a few kB
 
@@ -31,7 +39,7 @@ def sidecar_path(image: PathLike) -> Path:
 def read_sidecar(image: PathLike) -> dict[str, Any]:
     """What the JSON beside an image says; empty where there is none, InputError where it is damaged."""
     path = sidecar_path(image)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too where the name is too long
         return {}
     try:
         if path.stat().st_size > _LARGEST_SIDECAR:
@@ -74,9 +82,26 @@ def record_first(
 
     def put_in_place(file: OutputFile) -> None:
         complete = {**record, "output_sha256": file.sha256, "output_size_bytes": file.size}
-        write_record(sidecar_path(image), complete, overwrite=overwrite)
+        write_record(sidecar_path(image), complete, overwrite=overwrite or _is_left_over(image))
 
     return put_in_place
+
+
+def _is_left_over(image: PathLike) -> bool:
+    """Whether a run was killed between its record and its image: a record without an image may go."""
+    beside = [sidecar_path(image).with_suffix(suffix) for suffix in VOLUME_SUFFIXES]
+    try:
+        return not any(map(os.path.lexists, (image, *beside))) and "output_sha256" in read_sidecar(image)
+    except InputError:
+        return False
+
+
+def check_image_output(image: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
+    """`check_output` for an image and for its record, which must not be the sidecar of an input either."""
+    inputs = list(inputs)
+    check_output(image, overwrite=overwrite, inputs=inputs)
+    sidecars = [sidecar_path(i) for i in inputs]
+    check_output(sidecar_path(image), overwrite=overwrite or _is_left_over(image), inputs=sidecars)
 
 
 def sha256_of(path: PathLike) -> str:

@@ -59,6 +59,7 @@ def test_images_that_a_file_would_not_pass_are_refused():
     bad = [
         nib.Nifti1Image(with_nan, affine_of()),
         nib.Nifti1Image(ct(), None),
+        nib.MGHImage(ct().astype(np.int32), affine_of()),
         nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), affine_of()),
         nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), affine_of()),
         nib.Nifti1Image(ct(), affine_of() * [1, 1, 1000, 1]),

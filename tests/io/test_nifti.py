@@ -227,6 +227,8 @@ def test_hu_offset_is_added_to_every_voxel(tmp_path):
     assert volume.data.dtype == np.int16
     np.testing.assert_array_equal(volume.data, ct())
     assert volume.stored_dtype == np.uint16
+    with pytest.raises(UsageError, match="--hu-offset: nan"):
+        read_volume(path, hu_offset=float("nan"))
 
 
 # ---- units, dimensions, forms, names
@@ -362,7 +364,7 @@ def test_several_gzip_members_and_zeros_after_them_are_one_stream(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "é日本", "[x]", "new\nline", "-o", "a" * 247, os.fsdecode(b"a\xff\xfeb")]
+    "name", ["a b", "é日本", "[x]", "new\nline", "-o", "a" * 247, "a" * 242, os.fsdecode(b"a\xff\xfeb")]
 )
 def test_any_file_name_works(tmp_path, name):
     path = tmp_path / f"{name}.nii.gz"

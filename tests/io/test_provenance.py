@@ -11,7 +11,14 @@ import pytest
 from ctsr.core.volume import Volume
 from ctsr.errors import InputError, UsageError
 from ctsr.io.nifti import read_volume, write_volume
-from ctsr.io.provenance import read_sidecar, sha256_of, sidecar_length, sidecar_path, write_record
+from ctsr.io.provenance import (
+    check_image_output,
+    read_sidecar,
+    sha256_of,
+    sidecar_length,
+    sidecar_path,
+    write_record,
+)
 from tests.io.make import affine_of, ct
 
 
@@ -95,3 +102,32 @@ def test_a_length_is_a_number_of_mm_above_0(value, expected):
 def test_the_hash_of_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         sha256_of(tmp_path / "none")
+
+
+def test_a_record_left_by_a_killed_run_does_not_block_the_next_one(tmp_path):
+    image = tmp_path / "x.nii.gz"
+    write_volume(Volume(ct(), affine_of()), image, record={"factor": 2})
+    image.unlink()
+    check_image_output(image, overwrite=False)
+    write_volume(Volume(ct(), affine_of()), image, record={"factor": 3})
+    assert read_sidecar(image)["factor"] == 3
+    with pytest.raises(UsageError):
+        check_image_output(image, overwrite=False)
+
+
+def test_a_foreign_record_is_noticed_before_the_work(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    for image in ("x.nii.gz", "x.nii"):
+        with pytest.raises(UsageError, match=r"x\.json: exists already"):
+            check_image_output(tmp_path / image, overwrite=False)
+        check_image_output(tmp_path / image, overwrite=True)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UsageError):
+        check_image_output(tmp_path / "x.nii", overwrite=False)
+    with pytest.raises(UsageError, match=r"x\.json: is the input itself"):
+        check_image_output(tmp_path / "x.nii", overwrite=True, inputs=[tmp_path / "x.nii.gz"])
+    check_image_output(tmp_path / "y.nii", overwrite=False, inputs=[tmp_path / "x.nii.gz"])
+
+
+def test_a_name_as_long_as_names_can_be_has_no_sidecar(tmp_path):
+    assert read_sidecar(tmp_path / ("x" * 255)) == {}
