@@ -15,7 +15,6 @@ HALF = 0.25  # cycles per slice, half of the highest frequency
 EDGE_CONTRAST = 400.0  # HU; soft tissue to lung is 800–900, the noise of a sharp kernel 80
 EDGE_STEEPNESS = 0.25  # of the contrast in the steepest step: an edge of σ > 1.6 slices lies aslant in z
 EDGE_REACH = 12  # slices to each side in which an edge begins and ends
-EDGE_SHIFT = 2  # slices by which an edge may lie aside
 
 
 def power_ratio(
@@ -69,9 +68,9 @@ def edge_width(
     """10–90 % width along z of the same edges in both volumes, median, mm: (of `pred`, of `ref`).
 
     Edges are found in the reference: a column that rises or falls by 400 HU or more without turning, a
-    quarter of it in one step. In each volume the edge runs from one turning point to the next, about the
-    steepest step in that direction within two slices of the reference's; these two ends are its 0 and 100 %.
-    None where the reference has no edge, or `pred` is flat at half of them.
+    quarter of it in one step. In each volume the edge runs from one turning point to the next about that
+    step, and its two ends are its 0 and 100 %. None where the reference has no edge, or `pred` has none at half
+    of them.
     spacing: of the slices, mm.
     """
     rows = [h for h in range(ref.shape[1]) if body is None or body[:, h].any()]
@@ -84,7 +83,7 @@ def edge_width(
 
 
 def _row_widths(pred: np.ndarray, ref: np.ndarray, body: np.ndarray | None) -> np.ndarray:
-    """(2, n) widths, in slices, of the n edges in one image row, (D, W); infinite where `pred` is flat."""
+    """(2, n) widths, in slices, of the n edges in one image row, (D, W); infinite where `pred` has none."""
     pred, ref = pred.astype(np.float64), ref.astype(np.float64)
     step = np.diff(ref, axis=0)
     size = np.pad(np.abs(step), ((1, 1), (0, 0)))
@@ -98,11 +97,8 @@ def _row_widths(pred: np.ndarray, ref: np.ndarray, body: np.ndarray | None) -> n
     low, high = _run(ref, k, w, sign)
     contrast = np.abs(ref[high, w] - ref[low, w])
     edge = (contrast >= EDGE_CONTRAST) & (np.abs(step[k, w]) >= EDGE_STEEPNESS * contrast)
-    k, w, sign, low, high = (each[edge] for each in (k, w, sign, low, high))
-    # The same edge in `pred` may lie a little aside.
-    near = np.clip(k + np.arange(-EDGE_SHIFT, EDGE_SHIFT + 1)[:, None], 0, len(step) - 1)
-    k_pred = near[np.argmax(sign * np.diff(pred, axis=0)[near, w], axis=0), np.arange(k.size)]
-    return np.stack([_widths(pred, *_run(pred, k_pred, w, sign), w), _widths(ref, low, high, w)])
+    k, w, sign = k[edge], w[edge], sign[edge]
+    return np.stack([_widths(volume, k, w, sign) for volume in (pred, ref)])
 
 
 def _run(values: np.ndarray, k: np.ndarray, w: np.ndarray, sign: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,12 +111,12 @@ def _run(values: np.ndarray, k: np.ndarray, w: np.ndarray, sign: np.ndarray) -> 
     return low, high
 
 
-def _widths(values: np.ndarray, low: np.ndarray, high: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """10–90 % widths in slices of the runs low…high of columns w; infinite for a flat one."""
-    bottom, contrast = values[low, w], values[high, w] - values[low, w]
-    scale = np.where(contrast == 0, 1, contrast)
-    index = low + np.arange(2 * EDGE_REACH + 2)[:, None]
-    profile = (values[np.minimum(index, high), w] - bottom) / scale  # rises from 0 to 1, then stays there
+def _widths(values: np.ndarray, k: np.ndarray, w: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """10–90 % widths in slices of those runs; infinite for one that is flat or goes the other way."""
+    low, high = _run(values, k, w, sign)
+    contrast = sign * (values[high, w] - values[low, w])
+    index = np.minimum(low + np.arange(2 * EDGE_REACH + 2)[:, None], high)
+    profile = sign * (values[index, w] - values[low, w]) / np.where(contrast > 0, contrast, np.inf)
 
     def crossing(level: float) -> np.ndarray:
         below = np.maximum((profile < level).sum(axis=0) - 1, 0)
@@ -138,4 +134,4 @@ def _widths(values: np.ndarray, low: np.ndarray, high: np.ndarray, w: np.ndarray
             left, right = np.where(cubic < level, t, left), np.where(cubic < level, right, t)
         return np.asarray(below + right)
 
-    return np.where(contrast == 0, np.inf, crossing(0.9) - crossing(0.1))
+    return np.where(contrast > 0, crossing(0.9) - crossing(0.1), np.inf)

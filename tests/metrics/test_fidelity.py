@@ -131,6 +131,8 @@ def test_a_plane_of_few_slices_has_no_ssim_and_the_others_have():
     assert ssim(pred, ref, plane="axial") is not None
     assert ssim(pred, ref, plane="coronal") is None
     assert ssim(pred, ref, plane="sagittal", mask=mask) is None
+    pred, ref, _ = pair(1, (11, 10, 30))  # 11 is the least
+    assert [ssim(pred, ref, plane=plane) is not None for plane in PLANES] == [False, True, False]
 
 
 def test_a_mask_in_the_border_has_no_ssim():

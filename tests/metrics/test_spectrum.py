@@ -122,16 +122,17 @@ def test_edges_outside_the_body_are_not_measured():
     ref = edges(1)
     body = np.zeros(ref.shape, bool)
     assert edge_width(ref, ref, spacing=1, body=body) == (None, None)
-    ref[:, :4] = edges(1.5)[:, :4]
-    body[:, 4:] = True
+    ref[:, :, :20] = edges(1.5)[:, :, :20]
+    body[:, :, 20:] = True
     assert edge_width(ref, ref, spacing=1, body=body)[1] == pytest.approx(WIDTH_PER_SIGMA, rel=0.05)
 
 
-def test_a_flat_result_has_no_width_and_the_reference_has():
+def test_a_result_without_the_edge_has_no_width_and_the_reference_has():
     ref = edges(1)
-    of_pred, of_ref = edge_width(np.zeros_like(ref), ref, spacing=1)
-    assert of_pred is None
-    assert of_ref == pytest.approx(WIDTH_PER_SIGMA, rel=0.05)
+    for pred in (np.zeros_like(ref), -ref):
+        of_pred, of_ref = edge_width(pred, ref, spacing=1)
+        assert of_pred is None
+        assert of_ref == pytest.approx(WIDTH_PER_SIGMA, rel=0.05)
 
 
 def test_int16_edges_do_not_wrap():
