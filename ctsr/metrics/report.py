@@ -18,15 +18,7 @@ from ctsr.metrics.lung import densitometry
 from ctsr.metrics.masks import BANDS, Regions
 from ctsr.metrics.spectrum import edge_width, power_above_half
 
-__all__ = [
-    "METRICS",
-    "Requirement",
-    "Row",
-    "check_requirements",
-    "parse_requirement",
-    "score",
-    "summary",
-]
+__all__ = ["METRICS", "Requirement", "Row", "check_requirements", "parse_requirement", "score", "summary"]
 
 Row = Mapping[str, float | bool | None]
 
@@ -112,14 +104,11 @@ def _voxels(mask: str | np.ndarray, regions: Regions) -> np.ndarray | None:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A condition on one metric; str() gives it as it is typed."""
+    """A condition on one metric."""
 
     metric: str
     sign: str
     limit: float
-
-    def __str__(self) -> str:
-        return f"{self.metric}{self.sign}{self.limit:g}"
 
     def holds(self, row: Row) -> bool:
         """Whether the row meets it. Of a bias or an error the size counts: −100 HU is not "below 1".
@@ -136,31 +125,23 @@ class Requirement:
         return bool(_SIGNS[self.sign](value, self.limit))
 
 
-_SIGNS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+_SIGNS: dict[str, Callable[[float, float], bool]]
+_SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_CONDITION = re.compile(
+    r"\s*([a-z]\w*)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*", re.A | re.I
+)
 _SHORT = {"psnr": "psnr_4095_db", "ssim": "ssim_coronal"}  # elsewhere the name without its unit
 
 
 def parse_requirement(text: str, *, known: Sequence[str] = METRICS) -> Requirement:
-    """ "psnr>=35" → Requirement; a metric's name, or a short one that only one metric can mean.
+    """The condition that a text like "psnr>=35" states; a metric may be shortened as long as only one fits.
 
     Raises UsageError, which names the nearest metrics where this one is unknown.
     """
-    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
-    if match is None:
+    match = _CONDITION.fullmatch(text)
+    if match is None or not math.isfinite(float(match[3])):
         raise UsageError(f"requirement {text!r} is not METRIC>=NUMBER", hint="the signs are >= <= > <")
-    name, sign, number = match.groups()
-    try:
-        limit = float(number)
-    except ValueError:
-        limit = math.nan
-    if not math.isfinite(limit):
-        raise UsageError(f"requirement {text!r}: {number!r} is not a finite number")
-    return Requirement(_full_name(name.lower(), known), sign, limit)
+    return Requirement(_full_name(match[1].lower(), known), match[2], float(match[3]))
 
 
 def _full_name(name: str, known: Sequence[str]) -> str:
@@ -200,16 +181,14 @@ def summary(rows: Sequence[Row], *, seed: int = 0) -> dict[str, dict[str, float 
         if any(isinstance(cell, (str, bool, np.bool_)) for cell in cells):
             continue
         values = np.array([cell for cell in cells if cell is not None], dtype=np.float64)
-        n = values.size
-        interval = None
+        n, interval = values.size, None
         if n >= MIN_CASES:  # each metric from the same seed: the same cases are drawn for all of them
             drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
             interval = [float(q) for q in np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])]
+        range_ = (float(values.mean()), float(values.min()), float(values.max())) if n else (None,) * 3
         table[name] = {
             "n": n,
-            "mean": float(values.mean()) if n else None,
-            "min": float(values.min()) if n else None,
-            "max": float(values.max()) if n else None,
+            **dict(zip(("mean", "min", "max"), range_, strict=True)),
             "interval_95": interval,
         }
     return table

@@ -69,8 +69,7 @@ def edge_width(
 
     Edges are found in the reference: a column that rises or falls by 400 HU or more without turning, a
     quarter of it in one step. In each volume the edge runs from one turning point to the next about that
-    step, and its two ends are its 0 and 100 %. None where the reference has no edge, or `pred` has none at half
-    of them.
+    step, and its two ends are its 0 and 100 %. None where the reference has no edge, or `pred` none at half.
     spacing: of the slices, mm.
     """
     rows = [h for h in range(ref.shape[1]) if body is None or body[:, h].any()]

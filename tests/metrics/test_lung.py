@@ -31,3 +31,9 @@ def test_the_percentile_of_a_normal_lung():
 
 def test_no_lung_has_no_densitometry():
     assert densitometry(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool)) is None
+
+
+def test_float32_and_float64_have_the_same_percentile():
+    hu = np.random.default_rng(0).normal(-850, 40, (3, 7, 9)).astype(np.float32)
+    lung = np.ones(hu.shape, bool)
+    assert densitometry(hu, lung) == densitometry(hu.astype(np.float64), lung)
