@@ -97,11 +97,25 @@ class OutputFile:
     def tell(self) -> int:
         return self.size
 
+    @property
+    def closed(self) -> bool:
+        return self._descriptor < 0
+
+    def close(self) -> None:
+        """Close the descriptor, once: a close that fails has closed all the same."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def flush(self) -> None:
         """Nothing is held back; here because a file object has it."""
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write all of `data`; UsageError or ResourceError where the disk does not take it."""
+        if (
+            self.closed
+        ):  # a compressor that is cleared away late must not reach another file of the same number
+            raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
         total = len(view)
         while view:
@@ -133,23 +147,19 @@ def atomic_write(
     temporary = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
     with _as_output_error(path):
         # the kernel takes the umask off this mode: no need to read it, which can't be done without a race
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
-    is_open = True
+        file = OutputFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666), path)
     try:
-        file = OutputFile(descriptor, path)
         yield file
         with _as_output_error(path):
-            os.fsync(descriptor)
-            is_open = False  # a close that fails has closed all the same
-            os.close(descriptor)
+            os.fsync(file.fileno())
+            file.close()
         if before_commit is not None:
             before_commit(file)
         with _as_output_error(path):
             _commit(temporary, target, overwrite=overwrite)
     finally:
-        if is_open:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        with contextlib.suppress(OSError):
+            file.close()
         with contextlib.suppress(OSError):
             os.unlink(temporary)
     _sync_folder(folder)

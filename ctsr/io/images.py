@@ -9,7 +9,7 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, InputError
 from ctsr.io.hu import refuse_what_is_not_hu, to_hu
-from ctsr.io.nifti_header import MM_PER_UNIT, checked_affine
+from ctsr.io.nifti_form import MM_PER_UNIT, checked_affine
 
 __all__ = ["from_nibabel", "from_sitk", "to_nibabel", "to_sitk"]
 

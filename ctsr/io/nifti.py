@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from ctsr.errors import InputError, ResourceError, UsageError
 from ctsr.io.atomic import OutputFile, PathLike, atomic_write, input_error
 from ctsr.io.hu import refuse_what_is_not_hu, to_hu
 from ctsr.io.memory import available_bytes
+from ctsr.io.nifti_form import CONVERT
 from ctsr.io.nifti_header import LABEL_INTENT, Header, build_header, read_header
 from ctsr.io.provenance import read_sidecar, record_first, sidecar_length
 
@@ -154,33 +156,31 @@ class _Source:
             raise UsageError(f"--form: {form} is not sform or qform")
         header = read_header(self.read, self.path, form=form, notes=notes)
         self.wanted = header.voxel_offset + header.n_bytes
-        dims = "×".join(map(str, header.shape))
-        if self.is_gzip and self.wanted > _LARGEST_EXPANSION * self.size + _LARGEST_EXPANSION:
+        if self.is_gzip and self.wanted > _LARGEST_EXPANSION * (self.size + 1):
+            dims = "×".join(map(str, header.shape))
             reason = (
-                f"{dims} voxels are {self.wanted:,} bytes, more than {self.size:,} compressed bytes can hold"
+                f"{dims} voxels are {self.wanted:,} bytes, more than {self.size:,} compressed ones can hold"
             )
             raise InputError(reason, path=self.path)
         if not self.is_gzip and self.wanted > self.size:
-            found = max(0, self.size - header.voxel_offset)
-            raise InputError(
-                f"truncated: {header.n_bytes:,} bytes of voxels expected, {found:,} found", path=self.path
-            )
+            raise self._truncated(header.n_bytes, max(0, self.size - header.voxel_offset))
         return header
+
+    def _truncated(self, n: int, found: int) -> InputError:
+        return InputError(f"truncated: {n:,} bytes of voxels expected, {found:,} found", path=self.path)
 
     def voxels(self, n: int) -> np.ndarray:
         """(n,) uint8: the voxels' bytes, and nothing but zeros after them up to the end of the stream."""
         free = available_bytes()
+        needed = f"the voxels need {n / 1e9:.2f} GB of memory"
         if free is not None and n > free:
-            raise ResourceError(
-                f"the voxels need {n / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free", path=self.path
-            )
+            raise ResourceError(f"{needed}, {free / 1e9:.2f} GB are free", path=self.path)
         try:
             raw = np.empty(n, np.uint8)
         except MemoryError as exc:
-            raise ResourceError(f"the voxels need {n / 1e9:.2f} GB of memory", path=self.path) from exc
-        found = self.fill(raw.data)
-        if found < n:
-            raise InputError(f"truncated: {n:,} bytes of voxels expected, {found:,} found", path=self.path)
+            raise ResourceError(f"{needed}, it can't be had", path=self.path) from exc
+        if (found := self.fill(raw.data)) < n:
+            raise self._truncated(n, found)
         rest = self.read(_TAIL + 1)  # to the end: only there gzip's checksum and length are compared
         if len(rest) > _ZEROS_ALLOWED or rest.strip(b"\0"):
             count = f"more than {_TAIL:,}" if len(rest) > _TAIL else f"{len(rest):,}"
@@ -209,19 +209,20 @@ def _open(path: str, notes: list[str]) -> Iterator[_Source]:
                 source = _Source(file, path, size, is_gzip=False)
             yield source
     except EOFError as exc:
-        share = min(1.0, source.passed / source.wanted) if source else 0.0
+        share = source.passed / source.wanted if source else 0.0
         reason = (
             f"truncated gzip stream at {share:.0%}"
             if share < 1
-            else "gzip stream has no end, or bytes follow it"
+            else "gzip stream without an end, or with a tail"
         )
         raise InputError(reason, path=path, hint="copy it again") from exc
     except gzip.BadGzipFile as exc:
-        is_tail = "not a gzip" in str(exc).lower()  # what follows the first stream starts as none
-        reason = (
-            "bytes follow the end of the gzip stream" if is_tail else "gzip checksum or length does not match"
-        )
-        raise InputError(f"{reason} (damaged file)", path=path, hint="copy it again") from exc
+        reason = "damaged file: gzip checksum or length does not match"
+        if (
+            "not a gzip" in str(exc).lower()
+        ):  # the first bytes were looked at: these come after the first stream
+            reason = "bytes follow the end of the gzip stream"
+        raise InputError(reason, path=path, hint="copy it again") from exc
     except _BROKEN_STREAM as exc:
         raise InputError("damaged gzip stream", path=path, hint="copy it again") from exc
     except OSError as exc:
@@ -233,28 +234,19 @@ def _refuse_by_kind(path: str) -> None:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         is_dicom = _holds_dicom(path)
-        hint = (
-            "ctsr convert turns DICOM series into NIfTI" if is_dicom else "name a .nii or .nii.gz file in it"
-        )
-        raise InputError("is a folder with DICOM in it" if is_dicom else "is a folder", path=path, hint=hint)
+        kind, hint = ("a folder with DICOM in it", CONVERT) if is_dicom else ("a folder", "name a file in it")
+        raise InputError(f"is {kind}", path=path, hint=hint)
     if not stat.S_ISREG(mode):
         raise InputError("is a FIFO, a socket or a device, a file expected", path=path)
 
 
 def _holds_dicom(folder: str, at_most: int = 50) -> bool:
     """Whether one of the first files below a folder starts as DICOM does."""
-    seen = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
-            file = Path(here, name)
-            with contextlib.suppress(OSError):
-                if file.is_file():
-                    with file.open("rb") as opened:
-                        if opened.read(132)[128:] == b"DICM":
-                            return True
-            seen += 1
-            if seen >= at_most:
-                return False
+    files = (Path(here, name) for here, _, names in os.walk(folder) for name in names)
+    for file in filter(Path.is_file, itertools.islice(files, at_most)):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            if opened.read(132)[128:] == b"DICM":
+                return True
     return False
 
 
@@ -360,9 +352,7 @@ def write_slabs(
     if not lower.endswith((".nii", ".nii.gz")):
         raise UsageError("ends in neither .nii nor .nii.gz", path=path)
     header = build_header(shape, np.dtype(dtype), affine, form_code=form_code, slice_axis=slice_axis)
-    before: Callable[[OutputFile], None] | None = None
-    if record is not None:
-        before = record_first(path, record, overwrite=overwrite)
+    before = None if record is None else record_first(path, record, overwrite=overwrite)
     with atomic_write(path, overwrite=overwrite, before_commit=before) as file:
         packed = _packed(file) if lower.endswith(".gz") else contextlib.nullcontext(file)
         with packed as sink:

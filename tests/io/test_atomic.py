@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import random
@@ -341,6 +342,30 @@ def test_whichever_call_fails_the_output_is_the_old_or_the_new_one(
             if old is not None:
                 target.write_bytes(old)
     assert n > 6
+
+
+def test_a_compressor_that_failed_writes_nothing_later(tmp_path, monkeypatch):
+    """Its destructor ends the stream; by then the descriptor's number may belong to another file."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "")
+
+    real = os.write
+    for fails_at in (1, 2):
+        calls: list[int] = []
+
+        def write(fd: int, data: bytes, fails_at: int = fails_at, calls: list = calls) -> int:
+            calls.append(fd)
+            return full() if len(calls) == fails_at else real(fd, data)
+
+        with monkeypatch.context() as patch, pytest.raises(ResourceError):
+            patch.setattr(os, "write", write)
+            write_volume(Volume(ct(), affine_of()), tmp_path / "x.nii.gz")
+        others = [os.open(tmp_path / str(i), os.O_WRONLY | os.O_CREAT) for i in range(9)]
+        gc.collect()
+        assert all(os.fstat(fd).st_size == 0 for fd in others)
+        for fd in others:
+            os.close(fd)
 
 
 def test_a_record_is_in_place_before_its_image_and_not_without_it(tmp_path, monkeypatch):

@@ -100,8 +100,8 @@ BAD: list[tuple[str, bytes, str]] = [
     ("x.nii.gz", GZ[:5], "truncated gzip stream at 0%"),
     ("x.nii.gz", GZ[:-4], "gzip stream"),
     ("x.nii.gz", GZ[:-8], "gzip stream"),
-    ("x.nii.gz", damaged_gz(-8, 1), "gzip checksum or length does not match"),
-    ("x.nii.gz", damaged_gz(-4, 1), "gzip checksum or length does not match"),
+    ("x.nii.gz", damaged_gz(-8, 1), "damaged file: gzip checksum or length does not match"),
+    ("x.nii.gz", damaged_gz(-4, 1), "damaged file: gzip checksum or length does not match"),
     ("x.nii.gz", damaged_gz(3, 0x20), "reserved flags"),
     ("x.nii.gz", damaged_gz(2, 1), "gzip"),
     ("x.nii.gz", GZ + b"garbage after the end", "gzip stream"),
@@ -162,7 +162,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("x.nii", change(RAW, **form(moved(0, 3, NAN))), "the affine is not finite"),
     ("x.nii", change(RAW, **form(moved(0, 3, INF))), "the affine is not finite"),
     ("x.nii", nifti(affine=moved(0, 3, 1e30)), "the origin lies 1e+30 mm away"),
-    ("x.nii", change(RAW, sform_code=0, qform_code=0), "no orientation: sform and qform codes are 0 (convert the DICOM"),
+    ("x.nii", change(RAW, sform_code=0, qform_code=0), "no orientation: sform and qform codes are 0 (c"),
     *(("x.nii", change(RAW, sform_code=c), f"sform_code = {c}") for c in (9, -1)),
     ("x.nii", change(RAW, qform_code=9), "qform_code = 9"),
     *(("x.nii", change(RAW, sform_code=s, quatern_b=1.1, quatern_c=1.1), "b² + c² + d² = ") for s in (0, 1)),
@@ -340,8 +340,8 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
     (tmp_path / "dangling.nii").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
     for name, words in {
-        "folder.nii": "is a folder (name a .nii",
-        "dicom": "is a folder with DICOM in it (ctsr convert",
+        "folder.nii": "is a folder (name a file",
+        "dicom": "is a folder with DICOM in it (convert the",
         "fifo.nii": "is a FIFO",
         "dangling.nii": "does not exist",
         "loop.nii": "loop of links",
