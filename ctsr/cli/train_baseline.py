@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,7 +37,9 @@ def train_baseline(
     output_dir: Annotated[
         Path | None, typer.Option(help="Default: checkpoints/baseline/ of the project.")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps in all [default: 20000].")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps in all; 20000 where neither this nor --epochs is given.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Instead of --max-steps: 256 pairs from each scan are one.")
     ] = None,
@@ -69,7 +72,7 @@ def train_baseline(
         ),
     ] = 1.5,
     use_amp: Annotated[
-        bool, typer.Option("--use-amp", help="Mixed precision.", rich_help_panel=o.ADVANCED)
+        bool, typer.Option("--use-amp", help="Mixed precision (bfloat16).", rich_help_panel=o.ADVANCED)
     ] = False,
     gradient_checkpointing: Annotated[
         bool,
@@ -89,7 +92,7 @@ def train_baseline(
 ) -> None:
     """Train the network that doubles slices on your own thin scans.
 
-    Stop it with Ctrl-C and run the same command again to go on. Several GPUs: torchrun -m ctsr train-baseline …
+    Stop it with Ctrl-C and run the same command again to go on. Several GPUs: `torchrun -m ctsr …`.
     With --init baseline it fine-tunes the shipped weights.
     """
     if max_steps is not None and epochs is not None:
@@ -100,8 +103,13 @@ def train_baseline(
         raise UsageError(
             f"--patch-size: {patch_size} needs an even number of slices, and 16 voxels a side at least"
         )
-    console = o.console_of(quiet, verbose, as_json)
-    from ctsr.cli.signals import orderly
+    if workers > 4 * o.n_cpus():
+        raise UsageError(
+            f"--workers: {workers} is not in 0…{4 * o.n_cpus()}, four for each of {o.n_cpus()} CPUs"
+        )
+    is_first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
+    console = o.console_of(quiet or not is_first, verbose, as_json)
+    from ctsr.cli.signals import Interrupted, orderly
     from ctsr.data.pairs import PairRecipe
     from ctsr.infer.device import choose_device
     from ctsr.train.loop import LoopConfig
@@ -128,20 +136,20 @@ def train_baseline(
         ),
         recipe=replace(PairRecipe(), patch=patch_size),
     )  # fmt: skip
-    with console.progress("training") as ticker, orderly() as stop:
-        result = run(request, report=_Told(console, ticker, request.loop.max_steps), stop=stop)
+    with console.progress("training") as ticker:
+        result = run(request, report=_Told(console, ticker), stopping=orderly)
     outcome = result.outcome
+    if outcome.stopped_by is not None:
+        console.note(f"saved at step {outcome.step}; the same command goes on from there")
+        raise Interrupted(outcome.stopped_by)
+    if not is_first:
+        return
     console.document(
         {"step": outcome.step, "best_psnr_4095_db": outcome.best_db, "comparison": result.comparison}
     )
     console.table(
         [{"weights": name} | row for name, row in result.comparison.items()], title="on the validation set"
     )
-    if outcome.stopped_by is not None:
-        from ctsr.cli.signals import Interrupted
-
-        console.note(f"saved at step {outcome.step}; the same command goes on from there")
-        raise Interrupted(outcome.stopped_by)
     if outcome.was_finished:
         console.note(f"this run is finished: {outcome.step} steps are done (--max-steps for more)")
     best = (
@@ -155,29 +163,28 @@ def train_baseline(
 class _Told:
     """The training's reports, on a console."""
 
-    def __init__(self, console: Console, ticker: Ticker, max_steps: int) -> None:
-        self._console, self._ticker, self._max = console, ticker, max_steps
+    def __init__(self, console: Console, ticker: Ticker) -> None:
+        self._console, self._ticker, self._max = console, ticker, 1
         self._start: tuple[int, float] | None = None
         self._gain = ""
 
-    def volumes(self, train: list[TrainVolume], val: list[TrainVolume]) -> None:
-        rows = [
-            {
-                "set": name,
-                "scan": Path(v.name).name,
-                "slices": len(v.hu),
-                "spacing mm": v.spacing[0],
-                "trains": "validates"
-                if name == "val"
-                else "along z and in plane"
-                if v.trains_along_z
-                else "in plane",
-            }
-            for name, volumes in (("train", train), ("val", val))
-            for v in volumes
-        ]
-        if not self._console.quiet:
-            self._console.table(rows)
+    def start(
+        self,
+        train: list[TrainVolume],
+        val: list[TrainVolume],
+        *,
+        max_steps: int,
+        spacing_shares: dict[int, float],
+    ) -> None:
+        self._max = max_steps
+        for name, volumes in (("train", train), ("val", val)):
+            for v in volumes:
+                use = "along z and in plane" if v.trains_along_z else "in plane"
+                use = use if name == "train" else "validates"
+                size = f"{len(v.hu)} slices of {v.spacing[0]:.3g} mm"
+                self._console.note(f"{name} {Path(v.name).name}: {size}, {use}")
+        shares = ", ".join(f"{mm}–{mm + 1} mm {share:.0%}" for mm, share in spacing_shares.items())
+        self._console.note(f"input spacing of the pairs: {shares}")
 
     def step(self, step: int, loss: float, rate: float) -> None:
         now = time.monotonic()

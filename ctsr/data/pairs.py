@@ -1,16 +1,17 @@
-"""Training pairs made on the fly: a thin truth, what a scanner would have stored of it, and the matrices that relate them.
+"""Training pairs made on the fly: a thin truth, what a scanner would have stored of it, and their matrices.
 
-A pair's truth is itself thickened from the source scan to a random spacing, so that inputs of 1–6.5 mm are really
-trained for; then it is thickened by two with exactly the kernel that inference will use. Every volume also trains in
-plane: an in-plane axis plays z, because its resolution is real. Nothing is ever interpolated.
+A pair's truth is itself thickened from the source scan to a random spacing, so that inputs of 1–6.5 mm are
+really trained for; then it is thickened by two with exactly the kernel that inference will use. Every volume
+also trains in plane: an in-plane axis plays z, because its resolution is real. Nothing is ever interpolated.
 
-The sample of index i is a function of (seed, i) alone: a resumed run sees what the unbroken one would have seen.
+The sample of index i is a function of (seed, i) alone: a resumed run sees what the unbroken one would have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,13 +21,15 @@ from ctsr.physics.profile import ProfileKind, SliceProfile
 
 __all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume"]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainVolume:
     """A scan to cut pairs from.
 
     hu: (D, H, W) int16 or float32, slice axis first. spacing, thickness: mm along each axis; thickness is the
-    resolution (FWHM), in plane taken to be one pixel.
+    resolution (FWHM), in plane taken to be one pixel. content: sha256 of the voxels.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TrainVolume:
     spacing: tuple[float, float, float]
     slice_thickness: float
     trains_along_z: bool
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,13 @@ class PairRecipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """truth (2n, H, W), thick (n, H, W), inverse (2n, H, W) in HU float32; null (2n, 2n) = I − P A; rho = ρ."""
+    """truth (2n, H, W), thick (n, H, W), inverse (2n, H, W) in HU; null (2n, 2n) = I − P A. All float32."""
 
     truth: np.ndarray
     thick: np.ndarray
     inverse: np.ndarray
     null: np.ndarray
-    rho: float
+    rho: float  # ρ = t/s
     input_spacing: float  # mm
 
 
@@ -84,6 +88,10 @@ class PairSource:
         truth, spacing = self._truth(rng)
         return self._degrade(rng, truth, spacing)
 
+    def input_spacing(self, index: int) -> float:
+        """The spacing of the pair's thick slices, mm, without making the rest of it."""
+        return 2 * self._truth(np.random.default_rng([self.seed, index]))[1]
+
     def _truth(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """A patch (D, H, W) float32 in HU with its spacing along D, mm."""
         r = self.recipe
@@ -93,10 +101,7 @@ class PairSource:
             )
         is_thick = not self.along_z or (bool(self.in_plane) and rng.random() < r.thick_share)
         volume = _choose(rng, self.in_plane if is_thick else self.along_z)
-        if not is_thick and rng.random() < r.along_z_share:
-            axis = 0
-        else:
-            axis = int(rng.integers(1, 3))
+        axis = 0 if not is_thick and rng.random() < r.along_z_share else int(rng.integers(1, 3))
         for _ in range(4):  # a patch that is mostly outside the body teaches little
             truth, spacing = self._cut(rng, volume, axis)
             if (truth > -950).mean() > 0.5:
@@ -121,7 +126,8 @@ class PairSource:
         coarsest = min(r.truth_spacing_max, spacing * hu.shape[0] / depth)
         is_native = coarsest <= spacing or rng.random() < r.native_share
         target = spacing if is_native else float(np.exp(rng.uniform(np.log(spacing), np.log(coarsest))))
-        taken = min(hu.shape[0], int(np.ceil(depth * target / spacing)))
+        # 40 · 0.8 / 0.8 may be more than 40 in floating point
+        taken = min(hu.shape[0], depth if is_native else int(np.ceil(depth * target / spacing)))
         z = int(rng.integers(0, hu.shape[0] - taken + 1))
         block = _plane_crop(rng, hu[z : z + taken], height, width)
         if is_native:
@@ -159,15 +165,15 @@ class PairSource:
         )
 
 
-def _choose(rng: np.random.Generator, options: Sequence):  # type: ignore[no-untyped-def]
+def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
 def _plane_crop(rng: np.random.Generator, hu: np.ndarray, height: int, width: int) -> np.ndarray:
     """(n, height, width) from (n, H, W); where the plane is too small, several crops side by side.
 
-    A thick scan's plane may be only ten pixels high when an in-plane axis plays z. Each column is still a true one:
-    the operator runs along the first axis alone.
+    A thick scan's plane may be only ten pixels high when an in-plane axis plays z. Each column is still a
+    true one: the operator runs along the first axis alone.
     """
     strips: list[np.ndarray] = []
     rows = min(height, hu.shape[1])

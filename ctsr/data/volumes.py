@@ -23,8 +23,9 @@ PADDED_AS = -1024  # HU: what scanner padding becomes, as `convert` writes it
 def load_volumes(
     listed: Path, data_dir: Path, *, z_truth_max: float, notes: list[str] | None = None
 ) -> list[TrainVolume]:
-    """Every volume of a list, in memory, as they are stored (int16: 2 bytes a voxel).
+    """Every volume of a list, in memory, as int16 where that holds it, else float32.
 
+    They are read whole and checked here, once: a file that changes later is not seen.
     z_truth_max: slice spacing up to which a volume trains along z, mm; every volume trains in plane.
     """
     notes = [] if notes is None else notes
@@ -32,29 +33,36 @@ def load_volumes(
 
 
 def _load(path: Path, z_truth_max: float, notes: list[str]) -> TrainVolume:
-    volume = read_volume(path, notes=notes)
+    found: list[str] = []
+    volume = read_volume(path, notes=found)
     axis, note = slice_axis(volume)
-    if note:
-        notes.append(f"{path}: {note}")
+    notes += [f"{path}: {text}" for text in (*found, note) if text]
     turn = canonical_turn(volume.affine, axis)
-    hu = np.array(turn.apply(volume.data), order="C")  # a copy of its own, in the order it is cut in
+    dtype = np.int16 if np.can_cast(volume.data.dtype, np.int16) else np.float32
+    hu: np.ndarray = np.array(turn.apply(volume.data), dtype, order="C")  # a copy in the order it is cut in
+    if len(hu) < 2:
+        raise InputError("has 1 slice, at least 2 are needed to train along z", path=path)
     hu[hu <= PADDING_LIMIT] = PADDED_AS
     spacing = volume.spacing[list(turn.order)]
     thickness = volume.slice_thickness or float(spacing[0])
     along_z = float(spacing[0]) <= z_truth_max
-    return TrainVolume(str(path), hu, tuple(map(float, spacing)), thickness, along_z)  # type: ignore[arg-type]
+    d, h, w = map(float, spacing)
+    return TrainVolume(str(path), hu, (d, h, w), thickness, along_z, content_hash(hu))
 
 
-def content_hash(volume: TrainVolume) -> str:
-    """sha256 of the voxels: a renamed copy of a file is the same scan."""
-    return hashlib.sha256(np.ascontiguousarray(volume.hu)).hexdigest()
+def content_hash(hu: np.ndarray) -> str:
+    """sha256 of the voxels as float32: a copy under another name or in another type is the same scan."""
+    digest = hashlib.sha256()
+    for piece in hu:
+        digest.update(np.ascontiguousarray(piece, np.float32).data)
+    return digest.hexdigest()
 
 
 def refuse_leaks(train: Sequence[TrainVolume], val: Sequence[TrainVolume]) -> None:
     """Raise InputError if a scan stands in both sets, under one name or two."""
-    seen = {content_hash(v): v.name for v in train}
+    seen = {v.content: v.name for v in train}
     for volume in val:
-        if (twin := seen.get(content_hash(volume))) is not None:
+        if (twin := seen.get(volume.content)) is not None:
             raise InputError(
                 f"holds the same voxels as {twin}: a validation on training data means nothing",
                 path=volume.name,

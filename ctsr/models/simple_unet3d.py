@@ -3,8 +3,9 @@
 A residual over the `inverse` z-matrix, so that an untrained network is already that method. It works on a 2×2
 in-plane unshuffle, has strides in plane only and no norms: HU must not depend on what else lies in the tile.
 
-Along z it is nothing but 3-tap convolutions, so it can be run slice by slice as a stream (`ZStream`): each convolution
-keeps the last two slices it saw. That is exact, repeats no work at chunk borders, and needs the memory of one chunk.
+Along z it is nothing but 3-tap convolutions, so it can be run slice by slice as a stream (`stream`): each
+convolution keeps the last two slices it saw. That is exact, repeats no work at chunk borders, and needs the
+memory of one chunk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +35,7 @@ class SimpleUNet3DConfig:
     hu_scale: float = 1000.0  # y enters as HU/1000
     detail_scale: float = 100.0  # `inverse` − y enters, and the residual leaves, in units of 100 HU
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
 
@@ -42,13 +45,11 @@ class SimpleUNet3D(nn.Module):
 
     def __init__(self, config: SimpleUNet3DConfig | None = None) -> None:
         super().__init__()
-        self.gradient_checkpointing = (
-            False  # trade a second forward of each block for the memory of its inside
-        )
+        self.gradient_checkpointing = False  # a second forward of each block saves the memory of its inside
         self.config = config or SimpleUNet3DConfig()
         widths = self.config.channels
         folded = self.config.unshuffle**2
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.stem = _conv(3 * folded + 1, widths[0])  # y, two differences, ρ
         self.encode = nn.ModuleList(_conv(c, c) for c in widths)
         self.down = nn.ModuleList(_conv(a, b, stride=(1, 2, 2)) for a, b in pairs)
@@ -59,34 +60,45 @@ class SimpleUNet3D(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE, nonlinearity="leaky_relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=1e-3)
 
     @property
     def stride(self) -> int:
         """In-plane sizes are padded to a multiple of this many pixels."""
-        return self.config.unshuffle * 2 ** (len(self.config.channels) - 1)
+        return self.config.unshuffle << (len(self.config.channels) - 1)
 
     @property
     def z_reach(self) -> int:
         """Thick slices on either side that a result depends on."""
         return 3 * len(self.config.channels)  # one a convolution
 
+    @property
+    def plane_reach(self) -> int:
+        """In-plane pixels on either side that a result depends on."""
+        pixels = [self.config.unshuffle * 2**level for level in range(len(self.config.channels))]
+        at_level = [4] + [3] * (len(pixels) - 1)  # stem, encode, decode, head; below: encode, decode, the bilinear step
+        at_level[-1] = 2  # encode, the bilinear step
+        down = sum(pixels[:-1])
+        return sum(n * p for n, p in zip(at_level, pixels, strict=True)) + down + self.stride
+
     def forward(self, y: Tensor, inverse: Tensor, rho: Tensor) -> Tensor:
         """Residual for a whole volume. y: (B, 1, D, H, W); inverse: (B, 1, 2D, H, W), HU; rho: (B,)."""
         return self._run(y, inverse, rho, lambda conv, x: conv(x), lambda key, x, n: x)
 
     def stream(self, chunks: Iterator[tuple[Tensor, Tensor]], rho: Tensor, *, depth: int) -> Iterator[Tensor]:
-        """The same residual, from consecutive chunks of (y, inverse) along z; yields consecutive pieces of it.
+        """The same residual from consecutive chunks of (y, inverse) along z, in consecutive pieces.
 
-        depth: D, thick slices in all. The first chunk must hold more than `z_reach` slices or all of them. Equal to
-        `forward` on the whole up to rounding.
+        depth: D, thick slices in all. The first chunk must hold more than `z_reach` slices, or all of them.
+        Equal to `forward` on the whole up to rounding.
         """
         state = _ZState()
         seen = 0
         for y, inverse in chunks:
             seen += y.shape[2]
             state.is_last = seen == depth
+            if state.is_first and seen <= self.z_reach and not state.is_last:
+                raise ValueError(f"the first chunk holds {seen} slices, more than {self.z_reach} are needed")
             yield self._run(y, inverse, rho, state.convolve, state.wait)
             state.is_first = False
         if seen != depth:
@@ -97,15 +109,15 @@ class SimpleUNet3D(nn.Module):
         y: Tensor,
         inverse: Tensor,
         rho: Tensor,
-        conv: Callable[[nn.Conv3d, Tensor], Tensor],
+        conv: Callable[[Any, Tensor], Tensor],
         wait: Callable[[nn.Module, Tensor, int], Tensor],
     ) -> Tensor:
-        """The network once. `conv` applies a 3-tap convolution, `wait` delays a skip to the slices that are ready."""
+        """The network once. `conv` applies a 3-tap convolution, `wait` holds a skip back for its slices."""
         batch, one, depth, height, width = y.shape
         if one != 1 or inverse.shape != (batch, 1, 2 * depth, height, width) or rho.shape != (batch,):
             raise ValueError(f"shapes do not fit: y {y.shape}, inverse {inverse.shape}, rho {rho.shape}")
 
-        def residual(block: nn.Conv3d, x: Tensor) -> Tensor:
+        def residual(block: nn.Module, x: Tensor) -> Tensor:
             change = F.leaky_relu_(conv(block, x), SLOPE)
             return change + wait(block, x, change.shape[2])
 
@@ -151,7 +163,7 @@ class SimpleUNet3D(nn.Module):
 
 
 class _ZState:
-    """What a stream along z remembers: two slices a convolution, and the skips that wait for their partner."""
+    """What a stream along z remembers: two slices a convolution, and the skips that wait for a partner."""
 
     def __init__(self) -> None:
         self.is_first = True
@@ -160,14 +172,14 @@ class _ZState:
         self.waiting: dict[nn.Module, Tensor] = {}
 
     def convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
-        """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends of the volume."""
+        """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends."""
         edge = torch.zeros_like(x[:, :, :1])
         x = torch.cat(
             [edge if self.is_first else self.tails[conv], x] + ([edge] if self.is_last else []), dim=2
         )
         self.tails[conv] = x[:, :, -2:].clone()
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))  # type: ignore[arg-type]
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))
 
     def wait(self, key: nn.Module, x: Tensor, n: int) -> Tensor:
         """The next `n` slices of what has come under `key`."""
@@ -182,7 +194,7 @@ def _conv(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -
 
 
 def _double_in_plane(x: Tensor) -> Tensor:
-    """Trilinear by two in plane. Done slice by slice: the 2D kernel is the vectorised one for channels-last."""
+    """Bilinear by two in plane, slice by slice: the 2D kernel is the vectorised one for channels-last."""
     batch, channels, depth, height, width = x.shape
     flat = x.permute(0, 2, 1, 3, 4).reshape(batch * depth, channels, height, width)
     flat = F.interpolate(flat, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The file format of a model: one `.safetensors` with its kind, configuration and card in the metadata. Never pickle.
+"""The file format of a model: one `.safetensors`, kind, configuration and card in its metadata. Never pickle.
 
 Tensors named `train/…` are a training's own state; whoever wants the network passes them by.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -27,6 +28,7 @@ TRAINING = "train/"
 HEADER_LIMIT = 1 << 20  # bytes; a header of 99 MB of spaces is legal and costs as much memory
 TENSOR_LIMIT = 10_000
 CHANNELS_LIMIT = 4096
+LEVELS_LIMIT = 8
 
 _KINDS: dict[str, tuple[type[nn.Module], type]] = {"baseline": (SimpleUNet3D, SimpleUNet3DConfig)}
 _FOREIGN = [
@@ -57,7 +59,10 @@ def pack(
     card: Mapping[str, Any],
     training: Mapping[str, Tensor] | None = None,
 ) -> bytes:
-    """The bytes of a model file. card: JSON values (trained_on, licence, command, seed, metrics, ranges …)."""
+    """The bytes of a model file; the same content gives the same bytes.
+
+    card: JSON values (trained_on, licence, command, seed, metrics, ranges …).
+    """
     metadata = {
         "ctsr.format": FORMAT,
         "kind": kind,
@@ -66,14 +71,22 @@ def pack(
     }
     named = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     named |= {TRAINING + name: t.detach().cpu().contiguous() for name, t in (training or {}).items()}
-    return safetensors.torch.save(named, metadata=metadata)
+    data = safetensors.torch.save(named, metadata=metadata)
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = metadata  # written in the order of a hash table, another in every process
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def unpack(data: bytes, path: str) -> ModelFile:
     """Check the bytes of a model file and take it apart. Raises WeightsError; `path` is for its message."""
     header = _header(data, path)
     metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "ctsr.format" not in metadata:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsError("not a ctsr model (its metadata is no table of texts)", path=path)
+    if "ctsr.format" not in metadata:
         raise WeightsError("not a ctsr model (no ctsr.format in its header)", path=path)
     if metadata["ctsr.format"] != FORMAT:
         raise WeightsError(
@@ -88,13 +101,15 @@ def unpack(data: bytes, path: str) -> ModelFile:
         config, card = (_strict_json(metadata.get(key, "{}")) for key in ("config", "card"))
     except (ValueError, RecursionError) as exc:
         raise WeightsError(f"its configuration is not strict JSON: {exc}", path=path) from exc
+    if not isinstance(config, dict) or not isinstance(card, dict):
+        raise WeightsError("its configuration is no JSON object", path=path)
     for name, entry in header.items():
         if entry.get("dtype") != "F32":
             raise WeightsError(f"tensor {name} is {entry.get('dtype')}, expected F32", path=path)
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as exc:
-        raise WeightsError(f"damaged weights: {exc}", path=path) from exc
+        raise WeightsError(f"damaged or truncated weights: {exc}", path=path) from exc
     broken = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
     if broken:
         raise WeightsError(f"{len(broken)} tensors are not finite, the first is {broken[0]}", path=path)
@@ -103,7 +118,7 @@ def unpack(data: bytes, path: str) -> ModelFile:
 
 
 def build(file: ModelFile, path: str) -> nn.Module:
-    """The network of a model file, its weights loaded, in `eval` mode. Raises WeightsError where they do not fit."""
+    """The network of a model file, weights loaded, in `eval` mode; WeightsError where they do not fit."""
     make, config_type = _KINDS[file.kind]
     known = {f.name: f for f in fields(config_type)}
     if unknown := sorted(set(file.config) - set(known)):
@@ -114,6 +129,8 @@ def build(file: ModelFile, path: str) -> nn.Module:
         raise WeightsError(
             f"its configuration has a value outside 0…{CHANNELS_LIMIT}: {file.config}", path=path
         )
+    if any(isinstance(v, tuple) and not 1 <= len(v) <= LEVELS_LIMIT for v in values.values()):
+        raise WeightsError(f"its configuration has not 1…{LEVELS_LIMIT} levels: {file.config}", path=path)
     try:
         config = config_type(**values)
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit the file
@@ -134,9 +151,10 @@ def build(file: ModelFile, path: str) -> nn.Module:
 
 def _header(data: bytes, path: str) -> dict[str, Any]:
     """The safetensors header, checked before anything is allocated for it."""
-    for magic, reason in _FOREIGN:
-        if data.startswith(magic):
-            raise WeightsError(reason, path=path)
+    if data[8:9] != b"{":  # else the first bytes are a length, whatever they look like
+        for magic, reason in _FOREIGN:
+            if data.startswith(magic):
+                raise WeightsError(reason, path=path)
     if len(data) < 8:
         raise WeightsError(f"truncated weights: {len(data)} bytes", path=path)
     (length,) = struct.unpack("<Q", data[:8])
@@ -158,7 +176,7 @@ def _header(data: bytes, path: str) -> dict[str, Any]:
 
 
 def _strict_json(text: str) -> Any:
-    """JSON without the things that Python's reader lets through: duplicates (the last wins), NaN, Infinity."""
+    """JSON without what Python's reader lets through: duplicates (the last wins), NaN, Infinity, 1e999."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -169,4 +187,9 @@ def _strict_json(text: str) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is not JSON")
 
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    def finite(word: str) -> float:
+        if math.isinf(value := float(word)):
+            refuse(word)
+        return value
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)

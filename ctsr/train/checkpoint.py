@@ -1,7 +1,7 @@
 """A training's state on disk: `last` and `best`, each whole at every instant.
 
-Both are model files that `upsample` reads; the training's own state (raw weights, moments, counters) lies beside the
-averaged weights. `best` is the bytes of that step's `last`.
+Both are model files that `upsample` reads; the training's own state (raw weights, moments, counters) lies
+beside the averaged weights. `best` is the bytes of that step's `last`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ctsr.errors import UsageError, WeightsError
-from ctsr.io.atomic import write_bytes
+from ctsr.errors import InputError, UsageError, WeightsError
+from ctsr.io.atomic import check_output, input_error, output_error, write_bytes
 from ctsr.models import zoo
 
-__all__ = ["Progress", "load", "locked", "save"]
+__all__ = ["Progress", "locked", "read", "read_metrics", "restore", "save"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, for each parameter
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class Progress:
     step: int = 0
     best_db: float | None = None
     best_step: int = 0
+    validation_due: bool = False  # a kill between a step and its validation loses neither
     rate_scale: float = 1.0  # halved once when the loss jumps
     idle_validations: int = 0  # running validations in which the network added nothing
     losses: list[float] = field(default_factory=list)
@@ -51,62 +55,96 @@ def save(
     progress: Progress,
     is_best: bool,
 ) -> None:
-    """Write `last.safetensors`, and `best.safetensors` from the same bytes."""
+    """Write `last.safetensors`, and before it `best.safetensors` from the same bytes.
+
+    In this order a kill between the two leaves a `last` that comes to the same `best` again.
+    """
     training = {f"raw/{name}": t for name, t in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             training[f"{key}/{name}"] = value.float()
     full = dict(card) | {"training": progress.to_dict()}
     data = zoo.pack(kind, config, ema, card=full, training=training)
-    write_bytes(folder / "last.safetensors", data, overwrite=True)
-    if is_best:
-        write_bytes(folder / "best.safetensors", data, overwrite=True)
+    for name in ["best", "last"] if is_best else ["last"]:
+        write_bytes(folder / f"{name}.safetensors", data, overwrite=True)
 
 
-def load(folder: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer) -> Progress:
-    """Put the state of `last.safetensors` into model, ema and optimizer. Raises WeightsError where it does not fit."""
+def read(folder: Path) -> zoo.ModelFile:
+    """`last.safetensors`, checked as any model file is."""
     path = folder / "last.safetensors"
-    file = zoo.unpack(path.read_bytes(), str(path))
-    raw = {n.removeprefix("raw/"): t for n, t in file.training.items() if n.startswith("raw/")}
-    if raw.keys() != model.state_dict().keys() or "training" not in file.card:
-        raise WeightsError(
-            "no training state of this network in it", path=path, hint="--resume no starts afresh"
-        )
-    model.load_state_dict(raw)
+    try:
+        return zoo.unpack(path.read_bytes(), str(path))
+    except OSError as exc:
+        raise WeightsError(input_error(exc, path).reason, path=path) from exc
+
+
+def restore(
+    file: zoo.ModelFile, folder: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer
+) -> Progress:
+    """Put a checkpoint into model, ema and optimizer; where it does not fit, WeightsError and no change."""
+    foreign = WeightsError(
+        "holds no training state of this network",
+        path=folder / "last.safetensors",
+        hint="--resume no starts afresh",
+    )
+    try:
+        progress = Progress(**file.card["training"])
+        trained = progress.step > 0
+    except (KeyError, TypeError) as exc:
+        raise foreign from exc
+    parameters = dict(model.named_parameters())
+    expected = {f"raw/{n}": t.shape for n, t in model.state_dict().items()}
+    if trained:
+        expected |= {f"step/{n}": torch.Size() for n in parameters}
+        expected |= {f"{key}/{n}": t.shape for n, t in parameters.items() for key in MOMENTS}
+    expected |= {n: t.shape for n, t in ema.items()}
+    if {n: t.shape for n, t in (file.training | file.tensors).items()} != expected:
+        raise foreign
+    model.load_state_dict({n: file.training[f"raw/{n}"] for n in ema})
     for name, tensor in file.tensors.items():
         ema[name].copy_(tensor)
-    for name, parameter in model.named_parameters():
-        state = {key: file.training.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        if all(value is not None for value in state.values()):
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device)  # type: ignore[union-attr]
-                for key, value in state.items()
-            }
-    return Progress(**file.card["training"])
+    optimizer.state.clear()
+    for name, parameter in parameters.items() if trained else ():
+        # in the parameter's own layout, as the optimiser would have made them
+        state = {"step": file.training[f"step/{name}"].clone()}
+        for key in MOMENTS:
+            state[key] = torch.empty_like(parameter.detach()).copy_(file.training[f"{key}/{name}"])
+        optimizer.state[parameter] = state
+    return progress
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One training a folder. The lock is the kernel's, so a killed run leaves none behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as handle:
+    """One training a folder, and one that can be written to. The kernel's lock: a killed run leaves none."""
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_output(lock, overwrite=True)
+        handle = open(lock, "a+")  # noqa: SIM115
+    except FileExistsError as exc:
+        raise UsageError("is a file, a folder is asked for", path=folder) from exc
+    except OSError as exc:
+        raise output_error(exc, folder) from exc
+    with handle:
         try:
             import fcntl
-        except ImportError:  # Windows: a second run is not noticed there
-            yield
-            return
-        try:
+
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             raise UsageError(
                 "a training is active in this folder", path=folder, hint="another --output-dir"
             ) from exc
+        except (ImportError, OSError):  # Windows, some network disks: a second run is not noticed there
+            pass
         yield
 
 
 def read_metrics(path: Path, *, until: int) -> list[str]:
-    """The lines of `metrics.jsonl` up to and including step `until`: what an unbroken run had written by then."""
+    """The lines of `metrics.jsonl` up to and including step `until`: what an unbroken run had by then."""
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= until]
+    try:
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        return [line for line in lines if json.loads(line)["step"] <= until]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise InputError("is not what a training wrote", path=path, hint="move it away to go on") from exc

@@ -1,8 +1,8 @@
 """The training loop of all networks, readable from top to bottom.
 
-A task says what a sample, a loss and a validation are; everything else is here: warm-up and cosine, AdamW, EMA,
-clipping to what is usual, mixed precision, DDP from what `torchrun` sets, checkpoints, resume bit for bit on a CPU,
-stopping on a signal, and noticing when a run has gone wrong.
+A task says what a sample, a loss and a validation are; everything else is here: warm-up and cosine, AdamW,
+EMA, clipping to what is usual, mixed precision, DDP from what `torchrun` sets, checkpoints, resume bit for
+bit on a CPU, stopping on a signal, and noticing when a run has gone wrong. Nothing here looks at the clock.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ctsr.errors import ResourceError, TrainingDiverged, UsageError
+from ctsr.errors import CtsrError, ResourceError, TrainingDiverged, UsageError, WeightsError
 from ctsr.io.atomic import write_text
 from ctsr.train import checkpoint, watch
 from ctsr.train.checkpoint import Progress
@@ -42,21 +43,23 @@ class LoopConfig:
     seed: int = 0
     validate_every: int = 500
     save_every: int = 100
-    use_amp: bool = False
+    use_amp: bool = False  # bfloat16
     workers: int = 0
     device: str = "cpu"
     log: str = "none"
 
 
-FREE_TO_CHANGE = {
+FREE_TO_CHANGE = {  # between runs of one folder; pairs a step (batch × processes) are compared as one number
     "max_steps",
+    "batch_size",
     "learning_rate",
+    "validate_every",
+    "save_every",
     "workers",
     "device",
     "log",
-    "validate_every",
-    "save_every",
-}  # between runs of one folder
+}
+WORKER_TIMEOUT_SECONDS = 300.0  # a batch takes a second or two; a worker that hangs says nothing
 
 
 class Task(Protocol):
@@ -67,13 +70,16 @@ class Task(Protocol):
     config: Mapping[str, Any]  # of the network
     recipe: Mapping[str, Any]  # what decides the samples: a resumed run must agree
     card: Mapping[str, Any]
-    dataset: Dataset  # map-style over any non-negative index; (seed, index) decides the sample
+    dataset: Dataset[dict[str, Any]]  # takes any index ≥ 0; (seed, index) decides the sample
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The mean loss of a batch."""
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics on the validation set; `psnr_4095_db` chooses the best, `residual_rms_hu` and `gain_db` are watched."""
+    def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
+        """Metrics on the validation set; None as soon as `stop()` names a signal.
+
+        `psnr_4095_db` chooses the best; `residual_rms_hu` and `added_db` are watched.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +112,15 @@ def train(
 ) -> Outcome:
     """Train until `max_steps`, or until `stop()` names a signal; the state is in `folder` either way.
 
-    Raises TrainingDiverged for a loss that is not finite, one that jumped twice, or a network that adds nothing;
-    `last` is then the last good state. UsageError where the folder belongs to a run of another recipe.
+    Raises TrainingDiverged for a loss that is not finite, one that jumped twice, or a network that adds
+    nothing; `last` is then the last good state. UsageError where the folder belongs to a run of another
+    recipe. ResourceError for a full disk, too little memory, a worker that died.
     """
-    with _processes(config) as (rank, world), checkpoint.locked(folder) if rank == 0 else nullcontext():
+    with (
+        _processes(config) as (rank, world),
+        checkpoint.locked(folder) if rank == 0 else nullcontext(),
+        _resource_errors(config),
+    ):
         return _Run(task, config, folder, report, rank, world).run(resume, stop)
 
 
@@ -117,21 +128,18 @@ class _Run:
     def __init__(
         self, task: Task, config: LoopConfig, folder: Path, report: Report, rank: int, world: int
     ) -> None:
-        self.task, self.config, self.folder, self.report, self.rank, self.world = (
-            task,
-            config,
-            folder,
-            report,
-            rank,
-            world,
-        )
+        self.task, self.config, self.folder, self.report = task, config, folder, report
+        self.rank, self.world = rank, world
         self.device = torch.device(config.device)
+        if world > 1 and self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
         layout = (
             torch.channels_last_3d
             if any(p.ndim == 5 for p in task.model.parameters())
             else torch.contiguous_format
         )
-        self.model = task.model.to(self.device, memory_format=layout)
+        self.model = task.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -140,51 +148,60 @@ class _Run:
             betas=(0.9, 0.99),
         )
         self.progress = Progress()
+        self.metrics: list[str] = []
         self.saved_step: int | None = None
-        self.half = (
-            torch.bfloat16 if self.device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-        )
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.use_amp and self.half is torch.float16, init_scale=2.0**12
-        )
+        self.save_failed = False
 
     def run(self, resume: bool, stop: Callable[[], int | None]) -> Outcome:
-        config, metrics_file = self.config, self.folder / "metrics.jsonl"
-        if resume and (self.folder / "last.safetensors").exists():
-            self._refuse_another_recipe()
-            self.progress = checkpoint.load(
-                self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer
-            )
-            if self.progress.step >= config.max_steps:
+        config = self.config
+        goes_on = resume and (self.folder / "last.safetensors").exists()
+        if goes_on:
+            self._restore()
+            if self.progress.step >= config.max_steps and not self.progress.validation_due:
                 return self._outcome(was_finished=True)
-            self.saved_step = self.progress.step
-            self.report.note(f"going on from step {self.progress.step}")
-        self.metrics = checkpoint.read_metrics(metrics_file, until=self.progress.step if resume else 0)
-        self._barrier()
-        if self.rank == 0:
-            write_text(
-                self.folder / "config.json", json.dumps(self._resolved(), indent=2) + "\n", overwrite=True
-            )
-        network: nn.Module = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
-        with _tensorboard(config.log, self.folder, self.rank) as self.board:
-            while self.progress.step < config.max_steps:
+            if self.rank == 0:
+                self.report.note(f"going on from step {self.progress.step}")
+        self._barrier()  # all have read what rank 0 may now replace
+        with _tensorboard(config.log, self.folder, self.rank, self.progress.step) as self.board:
+            if self.rank == 0:
+                text = json.dumps(self._resolved(), indent=2) + "\n"
+                write_text(self.folder / "config.json", text, overwrite=True)
+            if not goes_on:  # nothing of an earlier run may be taken for this one's
+                self._write_metrics()
+                self._save(is_best=False)
+            network: nn.Module = self.model
+            if self.world > 1:
+                network = nn.parallel.DistributedDataParallel(self.model)
+            while self.progress.step < config.max_steps or self.progress.validation_due:
                 if (signal := self._agreed(stop())) is not None:
                     self._save(is_best=False)
                     return self._outcome(stopped_by=signal)
-                if self._steps(network, stop):
-                    self._validate()
+                if self.progress.validation_due:
+                    self._validate(stop)
+                else:
+                    self._steps(network, stop)
         return self._outcome()
 
-    def _steps(self, network: nn.Module, stop: Callable[[], int | None]) -> bool:
-        """Train to the next validation. False: a signal came, or the loss jumped and the last good state is back."""
+    def _restore(self) -> None:
+        file = checkpoint.read(self.folder)
+        self._refuse_another_recipe(file.card.get("run"))
+        self.progress = progress = checkpoint.restore(
+            file, self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer
+        )
+        self.saved_step = progress.step
+        until = progress.step - progress.validation_due
+        self.metrics = checkpoint.read_metrics(self.folder / "metrics.jsonl", until=until)
+
+    def _steps(self, network: nn.Module, stop: Callable[[], int | None]) -> None:
+        """Train to the next validation; less where a signal comes, or the last good state is taken back."""
         config, progress = self.config, self.progress
         until = min((progress.step // config.validate_every + 1) * config.validate_every, config.max_steps)
         network.train()
         for batch in self._batches(progress.step, until):
             if self._agreed(stop()) is not None:
-                return False
+                return
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, self.half, enabled=config.use_amp):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.use_amp):
                 loss = self.task.loss(network, batch)
             value = self._mean(loss.detach())
             ids = f"pairs {progress.step * self.world * config.batch_size} and on"
@@ -192,27 +209,25 @@ class _Run:
                 raise self._diverged(f"loss is not finite ({ids})")
             if watch.has_jumped(progress, value):
                 self._back_to_last_good(value)
-                return False
-            self.scaler.scale(loss).backward()
-            self.scaler.unscale_(self.optimizer)
+                return
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), watch.clip_limit(progress)))
-            if not math.isfinite(norm) and not self.scaler.is_enabled():
+            if not math.isfinite(norm):
                 raise self._diverged(f"gradient is not finite ({ids})")
             rate = self._rate(progress.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.optimizer.step()
             progress.step += 1
+            progress.validation_due = progress.step == until
             self._average()
             watch.remember(progress, loss=value, norm=norm)
             if progress.step % config.save_every == 0:
-                self._save(is_best=False)
+                self._save(is_best=False, may_fail=not self.save_failed)
             if self.rank == 0:
                 self.report.step(progress.step, value, rate)
                 if self.board is not None:
                     self.board.add_scalar("train/loss", value, progress.step)
-        return True
 
     def _batches(self, start: int, end: int) -> Iterator[dict[str, Tensor]]:
         """The batches of steps start…end − 1 for this process; a sample's index says all about it."""
@@ -220,7 +235,12 @@ class _Run:
         indices = [
             [(step * self.world + self.rank) * size + i for i in range(size)] for step in range(start, end)
         ]
-        loader = DataLoader(self.task.dataset, batch_sampler=indices, num_workers=self.config.workers)  # type: ignore[arg-type]
+        loader = DataLoader(
+            self.task.dataset,
+            batch_sampler=indices,
+            num_workers=self.config.workers,
+            timeout=WORKER_TIMEOUT_SECONDS if self.config.workers else 0,
+        )
         for batch in loader:
             yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
@@ -241,65 +261,99 @@ class _Run:
         for name, tensor in self.model.state_dict().items():
             self.ema[name].lerp_(tensor, 1 - decay)
 
-    def _validate(self) -> None:
-        """Score the averaged weights, write a line of metrics and both checkpoints. Rank 0 works, the rest wait."""
-        progress = self.progress
-        verdict = torch.zeros(1)
+    def _validate(self, stop: Callable[[], int | None]) -> None:
+        """Score the averaged weights, write a line of metrics and both checkpoints; still due after a signal.
+
+        Rank 0 works, the rest wait.
+        """
         if self.rank == 0:
             raw = {name: t.clone() for name, t in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema)
             self.model.eval()
             with torch.inference_mode():
-                metrics = self.task.validate(self.model)
+                metrics = self.task.validate(self.model, stop)
             self.model.load_state_dict(raw)
-            is_best = progress.best_db is None or metrics["psnr_4095_db"] > progress.best_db
-            if is_best:
-                progress.best_db, progress.best_step = metrics["psnr_4095_db"], progress.step
-            past_warmup = progress.step >= max(500, 2 * self.config.warmup_steps)
-            idle = past_warmup and watch.is_idle(metrics["residual_rms_hu"], metrics["gain_db"])
-            progress.idle_validations = progress.idle_validations + 1 if idle else 0
-            verdict[0] = progress.idle_validations
-            line = {"step": progress.step, "loss": sum(progress.losses) / len(progress.losses)} | metrics
-            self.metrics.append(json.dumps(line) + "\n")
-            write_text(self.folder / "metrics.jsonl", "".join(self.metrics), overwrite=True)
-            if self.board is not None:
-                for name, value in metrics.items():
-                    self.board.add_scalar(f"validation/{name}", value, progress.step)
-            self._save(is_best=is_best)
-            self.report.validation(progress.step, metrics, is_best)
-        if self.world > 1:
-            dist.broadcast(verdict, 0)
-        if verdict[0] >= 2:
+            if metrics is not None:
+                self._take(metrics)
+        self._hear_from_rank_0()
+        if self.progress.idle_validations >= 2:
             raise TrainingDiverged(
-                f"step {progress.step}: the network adds nothing (residual below {watch.IDLE_RESIDUAL_HU} HU, gain below "
-                f"{watch.IDLE_GAIN_DB} dB in two validations)",
+                f"step {self.progress.step}: the network adds nothing (residual below "
+                f"{watch.IDLE_RESIDUAL_HU} HU, gain below {watch.IDLE_GAIN_DB} dB in two validations)",
+                path=self.folder,
                 hint="another --seed, or a lower --lr",
             )
 
-    def _save(self, *, is_best: bool) -> None:
-        self.saved_step = self.progress.step
+    def _take(self, metrics: dict[str, float]) -> None:
+        """What a validation changes: the best, the count of idle ones, the files."""
+        progress = self.progress
+        is_best = progress.best_db is None or metrics["psnr_4095_db"] > progress.best_db
+        if is_best:
+            progress.best_db, progress.best_step = metrics["psnr_4095_db"], progress.step
+        is_settled = progress.step >= max(500, 2 * self.config.warmup_steps)
+        is_idle = is_settled and watch.is_idle(metrics["residual_rms_hu"], metrics["added_db"])
+        progress.idle_validations = progress.idle_validations + 1 if is_idle else 0
+        progress.validation_due = False
+        line = {"step": progress.step, "loss": sum(progress.losses) / len(progress.losses)} | metrics
+        self.metrics.append(json.dumps(line, allow_nan=False) + "\n")
+        self._write_metrics()
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(f"validation/{name}", value, progress.step)
+        self._save(is_best=is_best)
+        self.report.validation(progress.step, metrics, is_best)
+
+    def _hear_from_rank_0(self) -> None:
+        """Take over what only the process that validated knows."""
+        if self.world == 1:
+            return
+        p = self.progress
+        best = math.nan if p.best_db is None else p.best_db
+        facts = [best, p.best_step, p.idle_validations, p.validation_due]
+        told = torch.tensor(facts, dtype=torch.float64, device=self.device)
+        dist.broadcast(told, 0)
+        best, *counts = told.tolist()
+        p.best_db = None if math.isnan(best) else best
+        p.best_step, p.idle_validations, p.validation_due = int(counts[0]), int(counts[1]), bool(counts[2])
+
+    def _write_metrics(self) -> None:
         if self.rank == 0:
-            checkpoint.save(
-                self.folder,
-                kind=self.task.kind,
-                config=self.task.config,
-                card=dict(self.task.card) | {"run": self._resolved()},
-                model=self.model,
-                ema=self.ema,
-                optimizer=self.optimizer,
-                progress=self.progress,
-                is_best=is_best,
-            )
+            write_text(self.folder / "metrics.jsonl", "".join(self.metrics), overwrite=True)
+
+    def _save(self, *, is_best: bool, may_fail: bool = False) -> None:
+        """Write the state. may_fail: where the disk is full, go on and leave it to the next time."""
+        run = {"run": self._resolved(), "metrics": json.loads(self.metrics[-1]) if self.metrics else None}
+        try:
+            if self.rank == 0:
+                checkpoint.save(
+                    self.folder,
+                    kind=self.task.kind,
+                    config=self.task.config,
+                    card=dict(self.task.card) | run,
+                    model=self.model,
+                    ema=self.ema,
+                    optimizer=self.optimizer,
+                    progress=self.progress,
+                    is_best=is_best,
+                )
+        except CtsrError as exc:
+            if not may_fail:
+                raise
+            self.save_failed = True
+            self.report.note(f"step {self.progress.step}: not saved, tried once more later: {exc}")
+            return
+        self.saved_step, self.save_failed = self.progress.step, False
 
     def _back_to_last_good(self, loss: float) -> None:
         at = self.progress.step
         if self.progress.rate_scale < 1 or self.saved_step is None:
             raise self._diverged(f"loss jumped to {loss:.3g}")
-        self.progress = checkpoint.load(self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer)
+        self._restore()
         self.progress.rate_scale = 0.5
-        self.report.note(
-            f"step {at}: loss jumped to {loss:.3g}; back to step {self.progress.step} with half the rate"
-        )
+        if self.rank == 0:
+            self.report.note(
+                f"step {at}: loss jumped to {loss:.3g}; back to step {self.progress.step} with half the rate"
+            )
 
     def _diverged(self, finding: str) -> TrainingDiverged:
         good = (
@@ -312,23 +366,25 @@ class _Run:
         )
 
     def _resolved(self) -> dict[str, Any]:
+        together = self.config.batch_size * self.world
         return {
             "loop": asdict(self.config),
             "network": dict(self.task.config),
-            "recipe": dict(self.task.recipe),
-        } | {"processes": self.world}
+            "recipe": dict(self.task.recipe) | {"pairs a step": together},
+            "processes": self.world,
+        }
 
-    def _refuse_another_recipe(self) -> None:
-        path = self.folder / "config.json"
-        if not path.exists():
-            return
-        before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(self._resolved()))
+    def _refuse_another_recipe(self, before: Any) -> None:
+        """UsageError where a setting that the folder's run was made with is another one now."""
+        if not isinstance(before, dict):
+            raise WeightsError("does not say how it was trained", path=self.folder / "last.safetensors")
+        now = json.loads(json.dumps(self._resolved()))
         changed = [
-            f"{part}.{key}: {before.get(part, {}).get(key)} → {now[part].get(key)}"
+            f"{part}.{key}: {value} → {now[part].get(key)}"
             for part in ("network", "recipe", "loop")
-            for key in sorted(now[part].keys() | before.get(part, {}).keys())
-            if before.get(part, {}).get(key) != now[part].get(key)
-            and not (part == "loop" and key in FREE_TO_CHANGE)
+            if isinstance(before.get(part), dict)
+            for key, value in sorted(before[part].items())
+            if now[part].get(key) != value and not (part == "loop" and key in FREE_TO_CHANGE)
         ]
         if changed:
             raise UsageError(
@@ -368,7 +424,9 @@ def _processes(config: LoopConfig) -> Iterator[tuple[int, int]]:
     if world == 1:
         yield 0, 1
         return
-    dist.init_process_group("nccl" if config.device.startswith("cuda") else "gloo")
+    # the others wait while rank 0 validates; a process that died is torchrun's to notice
+    backend = "nccl" if config.device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=6))
     try:
         yield dist.get_rank(), world
     finally:
@@ -376,7 +434,27 @@ def _processes(config: LoopConfig) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _tensorboard(log: str, folder: Path, rank: int) -> Iterator[Any]:
+def _resource_errors(config: LoopConfig) -> Iterator[None]:
+    """torch's own words for too little memory and for a dead worker are RuntimeErrors like any other."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as exc:
+        words = " ".join(str(exc).split())
+        if isinstance(exc, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+            raise ResourceError(
+                f"out of memory on {config.device}",
+                hint="a smaller --batch-size or --patch-size, or --gradient-checkpointing",
+            ) from exc
+        if words.startswith("DataLoader") or "shared memory" in words:
+            raise ResourceError(
+                f"a process that prepares data has ended: {words}",
+                hint="too little memory, or too little room in /dev/shm: fewer --workers, or 0",
+            ) from exc
+        raise
+
+
+@contextmanager
+def _tensorboard(log: str, folder: Path, rank: int, step: int) -> Iterator[Any]:
     if log == "none" or rank != 0:
         yield None
         return
@@ -384,5 +462,5 @@ def _tensorboard(log: str, folder: Path, rank: int) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
         raise ResourceError("TensorBoard is not installed", hint="pip install 'ctsr[tensorboard]'") from exc
-    with SummaryWriter(str(folder / "runs")) as board:
+    with SummaryWriter(str(folder / "runs"), purge_step=step) as board:
         yield board

@@ -1,7 +1,8 @@
 """Training that notices: what the last steps were like, and what is out of the ordinary.
 
-A loss that explodes and a network that died both look plausible in the log for a long time. Two trials were lost so:
-a fixed clip at too high a rate (exploded at step 2 300), and a plain ReLU before a zero head (dead after 200).
+A loss that explodes and a network that died both look plausible in the log for a long time. Two trials were
+lost so: a fixed clip at too high a rate (exploded at step 2 300), and a plain ReLU before a zero head (dead
+after 200).
 """
 
 from __future__ import annotations
@@ -38,6 +39,6 @@ def has_jumped(progress: Progress, loss: float) -> bool:
     return len(progress.losses) >= SETTLED and loss > JUMP * statistics.median(progress.losses)
 
 
-def is_idle(residual_hu: float, gain_db: float) -> bool:
-    """Whether a validated network adds nothing to what it stands on."""
-    return residual_hu < IDLE_RESIDUAL_HU and gain_db < IDLE_GAIN_DB
+def is_idle(residual_hu: float, added_db: float) -> bool:
+    """Whether a validated network adds nothing to what it stands on (which is itself better than cubic)."""
+    return residual_hu < IDLE_RESIDUAL_HU and added_db < IDLE_GAIN_DB
