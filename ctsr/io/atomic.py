@@ -112,9 +112,7 @@ class OutputFile:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write all of `data`; UsageError or ResourceError where the disk does not take it."""
-        if (
-            self.closed
-        ):  # a compressor that is cleared away late must not reach another file of the same number
+        if self.closed:  # a compressor cleared away late must not reach another file of the same number
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
         total = len(view)

@@ -158,9 +158,7 @@ class _Source:
         self.wanted = header.voxel_offset + header.n_bytes
         if self.is_gzip and self.wanted > _LARGEST_EXPANSION * (self.size + 1):
             dims = "×".join(map(str, header.shape))
-            reason = (
-                f"{dims} voxels are {self.wanted:,} bytes, more than {self.size:,} compressed ones can hold"
-            )
+            reason = f"{dims} voxels are {self.wanted:,} bytes, more than {self.size:,} packed ones can hold"
             raise InputError(reason, path=self.path)
         if not self.is_gzip and self.wanted > self.size:
             raise self._truncated(header.n_bytes, max(0, self.size - header.voxel_offset))
@@ -210,17 +208,11 @@ def _open(path: str, notes: list[str]) -> Iterator[_Source]:
             yield source
     except EOFError as exc:
         share = source.passed / source.wanted if source else 0.0
-        reason = (
-            f"truncated gzip stream at {share:.0%}"
-            if share < 1
-            else "gzip stream without an end, or with a tail"
-        )
+        reason = f"truncated gzip stream at {share:.0%}" if share < 1 else "gzip stream without an end"
         raise InputError(reason, path=path, hint="copy it again") from exc
     except gzip.BadGzipFile as exc:
         reason = "damaged file: gzip checksum or length does not match"
-        if (
-            "not a gzip" in str(exc).lower()
-        ):  # the first bytes were looked at: these come after the first stream
+        if "not a gzip" in str(exc).lower():  # the first stream had its magic: this comes after it
             reason = "bytes follow the end of the gzip stream"
         raise InputError(reason, path=path, hint="copy it again") from exc
     except _BROKEN_STREAM as exc:

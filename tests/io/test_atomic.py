@@ -50,6 +50,15 @@ def test_a_new_file_appears_whole_and_alone(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_them_all(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
+    digest = write_bytes(tmp_path / "x", b"abc" * 1000, overwrite=False)
+    assert (tmp_path / "x").read_bytes() == b"abc" * 1000
+    assert digest == hashlib.sha256(b"abc" * 1000).hexdigest()
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_text_is_utf_8_and_gives_back_names_that_are_not(tmp_path):
     write_text(tmp_path / "x", "é日\n" + os.fsdecode(b"\xff"), overwrite=False)
     assert (tmp_path / "x").read_bytes() == "é日\n".encode() + b"\xff"
@@ -358,9 +367,10 @@ def test_a_compressor_that_failed_writes_nothing_later(tmp_path, monkeypatch):
             calls.append(fd)
             return full() if len(calls) == fails_at else real(fd, data)
 
-        with monkeypatch.context() as patch, pytest.raises(ResourceError):
-            patch.setattr(os, "write", write)
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(ResourceError):
             write_volume(Volume(ct(), affine_of()), tmp_path / "x.nii.gz")
+        monkeypatch.undo()
         others = [os.open(tmp_path / str(i), os.O_WRONLY | os.O_CREAT) for i in range(9)]
         gc.collect()
         assert all(os.fstat(fd).st_size == 0 for fd in others)
