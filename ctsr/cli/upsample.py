@@ -1,9 +1,249 @@
 """`ctsr upsample`."""
 
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from ctsr.cli import options as o
+from ctsr.errors import UsageError
+
 __all__ = ["register"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command("upsample", epilog="Research use only; not a medical device.")(upsample)
+
+
+def upsample(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Thick CT: a NIfTI file, or a folder of them.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder.")
+    ],
+    factor: Annotated[
+        float | None,
+        typer.Option(
+            "--factor", callback=o.finite, help="How many times as many slices, above 1 to 20 (default 2)."
+        ),
+    ] = None,
+    spacing: Annotated[
+        float | None,
+        typer.Option(
+            "--spacing",
+            callback=o.finite,
+            metavar="MM",
+            help="Instead of --factor: slice spacing of the result.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="baseline, inverse, cubic, linear or nearest.")
+    ] = "baseline",
+    thickness: Annotated[
+        float | None,
+        typer.Option(
+            "--thickness",
+            callback=o.finite,
+            metavar="MM",
+            help="Slice thickness of the input; default: its sidecar's, else the spacing.",
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", metavar="PNG", help="Picture of before and after.")
+    ] = None,
+    save_added: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-added",
+            metavar="FILE",
+            help="What the network added that the measurement does not determine, HU.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Your own weights; default: the shipped ones."),
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option("--project", help="Take the weights trained in this project folder.")
+    ] = None,
+    overwrite: o.Overwrite = False,
+    skip_existing: o.SkipExisting = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and with how much memory.")
+    ] = False,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", metavar="SIZE", help="Bytes to stay below, such as 2G.")
+    ] = None,
+    device: o.Device = "auto",
+    out_thickness: Annotated[
+        float | None,
+        typer.Option(
+            "--out-thickness",
+            callback=o.finite,
+            metavar="MM",
+            help="Slice thickness of the result; default: thickness / factor.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            help="Slice profile: gaussian, box, triangle, or a file of (mm, weight).",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = "gaussian",
+    consistency: Annotated[
+        str, typer.Option("--consistency", help="hard or off.", rich_help_panel=o.ADVANCED)
+    ] = "hard",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse inputs outside what the weights were trained for.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = False,
+    axis: Annotated[
+        int | None,
+        typer.Option(
+            "--axis", min=0, max=2, help="Array axis that the slices lie along.", rich_help_panel=o.ADVANCED
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--form", help="sform or qform, where they disagree.", rich_help_panel=o.ADVANCED),
+    ] = None,
+    hu_offset: Annotated[
+        float,
+        typer.Option(
+            "--hu-offset",
+            callback=o.finite,
+            metavar="HU",
+            help="Added to every voxel that is read.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = 0.0,
+    patch_size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(
+            "--patch-size",
+            metavar="D H W",
+            help="Thick slices at once, and pixels of a window.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap",
+            min=0,
+            help="Pixels that windows share; default: enough to be exact.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16.", rich_help_panel=o.ADVANCED)
+    ] = "auto",
+    shard: o.Shard = None,
+    threads: o.Threads = None,
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+    as_json: o.Json = False,
+) -> None:
+    """Turn a thick-slice CT into a thin-slice one: HU kept, every slice in its place, the measured slices reproduced."""
+    if "-" in (str(source), str(target)):
+        raise UsageError(
+            "reading from standard input or writing to standard output is not supported",
+            path="-",
+            hint="give a file",
+        )
+    if consistency not in ("hard", "off"):
+        raise UsageError(f"--consistency: {consistency} is not hard or off")
+    if project is not None and checkpoint is not None:
+        raise UsageError("--project and --checkpoint exclude each other")
+    if patch_size is not None and min(patch_size) < 1:
+        raise UsageError(f"--patch-size: {patch_size} has a side below 1")
+    limit = _bytes(max_memory)
+    console = o.console_of(quiet, verbose, as_json)
+    from ctsr.cli.memory import keep_freed_memory
+    from ctsr.workflows.folder import raise_for_failures
+    from ctsr.workflows.profiles import read_profile
+    from ctsr.workflows.thinner import Thinner
+    from ctsr.workflows.upsample import FileOptions, Report, upsample_file, upsample_folder
+
+    keep_freed_memory()
+    n_threads = o.use_threads(threads)
+    thinner = Thinner(
+        factor=factor, spacing=spacing, model=model, thickness=thickness, out_thickness=out_thickness, axis=axis,
+        checkpoint=str(project / "checkpoints" / model / "best.safetensors") if project else checkpoint,
+        profile=read_profile(profile), is_consistent=consistency == "hard", patch=patch_size, overlap=overlap,
+        max_memory=limit, device=device, dtype=dtype, is_strict=strict,
+    )  # fmt: skip
+    if thinner.weights and (checkpoint or project):
+        console.note(
+            f"weights: {thinner.weights['weights']}, sha256 {thinner.weights['weights_sha256'][:12]}"
+        )
+    files = FileOptions(
+        overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run, preview=preview, save_added=save_added,
+        form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
+    )  # fmt: skip
+    with console.progress(str(source)) as ticker:
+        if source.is_dir():
+            told = Report(
+                console.note, console.warn, console.detail, lambda share, words: ticker(share, words)
+            )
+            rows = upsample_folder(source, target, thinner, files, told, shard=shard)
+        else:
+            if shard is not None:
+                raise UsageError("--shard is for a folder of cases")
+            told = Report(
+                console.note, console.warn, console.detail if not dry_run else lambda text: None, ticker
+            )
+            rows = [upsample_file(source, target, thinner, files, told)]
+    if source.is_dir():
+        console.table(
+            [
+                {
+                    k: row.get(k, "")
+                    for k in ("case", "status", "reason", "slices_in", "slices_out", "seconds")
+                }
+                for row in rows
+            ]
+        )
+        console.document({"cases": rows})
+        raise_for_failures(rows, path=source)
+        return
+    row = rows[0]
+    console.document(row)
+    if row["status"] == "skipped":
+        console.result(f"{target}: is there and agrees, skipped")
+    else:
+        console.result(f"{target}: {_summary(row, n_threads)}")
+
+
+def _summary(row: dict, threads: int) -> str:
+    grid = f"{row['slices_out']} slices of {row['output_spacing_mm']:g} mm from {row['slices_in']} of {row['input_spacing_mm']:g} mm"
+    if row["status"] == "planned":
+        return f"would hold {grid}; {row['peak_gb']} GB at most, {row['slabs']} slab(s), {threads} threads, about {row['estimate_seconds']:.0f} s"
+    residual = f"measured slices reproduced to {row['residual_mean_hu']:.2f} HU (mean), {row['residual_max_hu']:.2f} HU (max)"
+    return f"{grid}; {residual}; {row['seconds']:.1f} s"
+
+
+def _bytes(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text, re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"--max-memory: {text} is not a size such as 2G")
+    return float(match[1]) * _UNITS[match[2].upper()]

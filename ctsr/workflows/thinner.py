@@ -1,0 +1,415 @@
+"""A thick volume in, a thin one and its record out: geometry, padding, rounding, residual. No files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctsr import __version__
+from ctsr.core.geometry import canonical_turn, slice_axis
+from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
+from ctsr.errors import GeometryError, InputError, UsageError
+from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
+from ctsr.infer.plan import Plan, make_plan
+from ctsr.infer.windows import Tiling
+from ctsr.io.memory import available_bytes
+from ctsr.metrics.domain import Measured, outside_domain
+from ctsr.physics.operator import apply_along_z
+from ctsr.physics.profile import ProfileKind, SliceProfile
+
+if TYPE_CHECKING:
+    from ctsr.infer.stage_one import Engine
+
+__all__ = ["Job", "Options", "Thinner", "Upsampled", "result_dtype", "upsample"]
+
+FACTOR_LIMIT = 20.0
+NEARLY_ISOTROPIC = 1.25  # slices closer than this many in-plane pixels need no thinning unless asked for
+NIFTI_LIMIT = 32_767  # slices
+AVAILABLE_SHARE = 0.6  # of the free memory that is taken without being asked for a limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `upsample` can be told. Lengths in mm; None: from the file, or the default that the field names."""
+
+    factor: float | None = None  # 2
+    spacing: float | None = None
+    model: str = "baseline"
+    checkpoint: str | None = None  # the shipped weights
+    thickness: float | None = None
+    out_thickness: float | None = None
+    profile: SliceProfile = field(default_factory=SliceProfile)
+    axis: int | None = None
+    is_consistent: bool = True
+    patch: tuple[int, int, int] | None = None  # thick slices a step of the stream, pixels of a window
+    overlap: int | None = None  # pixels; the network's reach
+    max_memory: float | None = None  # bytes
+    device: str = "auto"
+    dtype: str = "auto"
+    is_strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and self.spacing is not None:
+            raise UsageError("--factor and --spacing exclude each other")
+        if self.factor is not None and not 1 < self.factor <= FACTOR_LIMIT:
+            raise UsageError(f"--factor: {self.factor:g} is not above 1 and at most {FACTOR_LIMIT:g}")
+        for name in ("spacing", "thickness", "out_thickness"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e3:
+                raise UsageError(f"--{name.replace('_', '-')}: {value:g} mm is not a length")
+        if self.out_thickness is not None and self.profile.kind in (ProfileKind.BOX, ProfileKind.FILE):
+            raise UsageError(f"--out-thickness has no meaning with --profile {self.profile.kind}")
+        if self.model not in (*CLASSICAL, "baseline"):
+            raise UsageError(f"--model: {self.model} is none of baseline, {', '.join(CLASSICAL)}")
+        if self.model in CLASSICAL and self.checkpoint is not None:
+            raise UsageError(f"--checkpoint has no meaning with --model {self.model}")
+
+
+@dataclass(frozen=True, slots=True)
+class Upsampled:
+    """A thin volume and how it came about."""
+
+    volume: Volume
+    record: dict[str, Any]
+    notes: list[str]
+
+
+class Thinner:
+    """Turns thick volumes into thin ones; keeps its network between calls.
+
+    `ctsr.Upsampler(model="baseline", factor=2)` is this, with the fields of `Options`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = Options(**options)
+        self._engine: Engine | None = None
+        self.weights: dict[str, Any] = {}
+        if self.options.model not in CLASSICAL:
+            self._load()
+
+    def __call__(self, volume: Volume) -> Upsampled:
+        """The thin volume. Raises InputError, GeometryError, UsageError or ResourceError."""
+        job = self.job(volume)
+        data = np.empty(job.shape, job.dtype, order="F")
+        turned = job.turn.apply(data)
+        for start, part in job.run():
+            turned[start : start + len(part)] = part
+        return Upsampled(job.volume(data), job.record, job.notes)
+
+    def job(self, volume: Volume, *, is_streamed: bool = False, keeps_added: bool = False) -> Job:
+        """What has to be done for this volume, planned; nothing is computed yet."""
+        return Job(
+            volume, self.options, self._engine, self.weights, is_streamed=is_streamed, keeps_added=keeps_added
+        )
+
+    def _load(self) -> None:
+        from ctsr.infer.device import choose_device, choose_dtype
+        from ctsr.infer.stage_one import CHUNK, Engine
+        from ctsr.weights.registry import load_model
+
+        name = self.options.checkpoint or self.options.model
+        network, file = load_model(name, kind="baseline")
+        device = choose_device(self.options.device)
+        dtype, reason = choose_dtype(self.options.dtype, device)
+        chunk = CHUNK if self.options.patch is None else self.options.patch[0]
+        self._engine = Engine(network, device, dtype, chunk)  # type: ignore[arg-type]
+        self.weights = {
+            "weights": Path(name).name if self.options.checkpoint else f"{name} (shipped)",
+            "weights_sha256": file.sha256,
+            "device": str(device),
+            "dtype": reason.split(":")[0].split(" ")[0],
+            "dtype_reason": reason,
+            "ranges": file.card.get("ranges", {}),
+        }
+
+
+def upsample(volume: Volume, **options: Any) -> Volume:
+    """The thin volume that belongs to a thick one: `ctsr.upsample(volume, factor=2)`.
+
+    options: the fields of `Options`. The record of how it came about is what `ctsr.Upsampler` returns beside it.
+    """
+    return Thinner(**options)(volume).volume
+
+
+class Job:
+    """One volume on its way: geometry, padding, plan, and the loop over slabs."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        options: Options,
+        engine: Engine | None,
+        weights: Mapping[str, Any],
+        *,
+        is_streamed: bool,
+        keeps_added: bool,
+    ) -> None:
+        self.source, self.options = volume, options
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.axis, note = slice_axis(volume, axis=options.axis)
+        if note:
+            self.notes.append(note)
+        self.turn = canonical_turn(volume.affine, self.axis)
+        y = self.turn.apply(volume.data)
+        self.recipe = self._recipe(volume, len(y))
+        grid = self.recipe.grid
+        self.affine = grid.affine(volume.affine, self.axis)
+        shape = list(volume.shape)
+        shape[self.axis] = grid.m
+        self.shape = (shape[0], shape[1], shape[2])
+        self.padding = y <= PADDING_LIMIT
+        if self.padding.any():
+            self.y = np.where(self.padding, y.dtype.type(AIR), y)
+            self.given = y
+        else:
+            self.y, self.padding = y, None  # type: ignore[assignment]
+        self.dtype = result_dtype(volume)
+        tiling = _tiling(options, engine, y.shape[1:])
+        self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine)
+        self.can_stream = is_streamed and self.axis == 2
+        self.plan: Plan = make_plan(
+            self.pipeline,
+            input_bytes=volume.data.nbytes * (2 if self.padding is not None else 1),
+            itemsize=self.dtype.itemsize,
+            is_streamed=self.can_stream,
+            limit=options.max_memory or _free() * AVAILABLE_SHARE,
+            keeps_added=keeps_added,
+        )
+        self.keeps_added = keeps_added
+        self.added: list[np.ndarray] = []
+        self.residual = _Residual()
+        self._check_domain(volume, weights)
+        self.record = self._record(weights)
+
+    def run(self, progress: Callable[[float], None] = lambda share: None) -> Iterator[tuple[int, np.ndarray]]:
+        """(start, part (k, H, W) in the result's type) slab by slab, in the order of the file where z is its slowest axis."""
+        started = time.monotonic()
+        slabs = self.plan.slabs[::-1] if self.turn.flips[0] else self.plan.slabs
+        total = sum((b - a) for a, b in slabs)
+        done = 0
+        for start, stop in slabs:
+            base, share = done / total, (stop - start) / total / self._thick_passes(start, stop)
+            yield start, self._slab(start, stop, _Counter(base, share, progress))
+            done += stop - start
+            progress(done / total)
+        self.record |= self.residual.summary()
+        self.record["seconds_compute"] = round(time.monotonic() - started, 3)
+
+    def volume(self, data: np.ndarray) -> Volume:
+        """The result around its voxels, in the file's order."""
+        return Volume(
+            data,
+            self.affine,
+            slice_thickness=self.recipe.result_thickness,
+            slice_axis=self.axis,
+            stored_dtype=data.dtype,
+            form_code=self.source.form_code,
+        )
+
+    def _slab(self, start: int, stop: int, progress: Callable[[float], None]) -> np.ndarray:
+        """Rounded thin slices; measures the residual of the thick slices whose centres lie in the slab."""
+        grid, m = self.recipe.grid, self.pipeline.m
+        centres = (
+            np.floor((grid.thick_centres - grid.edges[0]) * self.recipe.factor).astype(int).clip(0, m - 1)
+        )
+        thick = np.flatnonzero((centres >= start) & (centres < stop))
+        wide_start, wide_stop = start, stop
+        if len(thick):
+            a, b = self.pipeline.thick_support(thick[0], thick[-1] + 1)
+            wide_start, wide_stop = min(start, a), max(stop, b)
+        exact = self.pipeline.rows(self.y, wide_start, wide_stop, progress=progress)
+        if self.keeps_added:
+            added = self.pipeline.added(self.y, exact, wide_start)
+            self.added.append(added[start - wide_start : stop - wide_start])
+        rounded, spoilt = self._rounded(exact, wide_start)
+        if len(thick):
+            self.residual.add(self.pipeline.A, self.y, rounded, spoilt, thick=thick, start=wide_start)
+        return rounded[start - wide_start : stop - wide_start]
+
+    def _rounded(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """In the result's type, padding back in place; and which voxels are therefore not what was computed."""
+        limits = np.iinfo(self.dtype) if self.dtype.kind in "iu" else np.finfo(np.float32)
+        rounded = np.empty(exact.shape, self.dtype)
+        spoilt: np.ndarray | None = None
+        nearest = np.floor(self.recipe.grid.centres).clip(0, self.recipe.n - 1).astype(int)
+        for k, slice_ in enumerate(exact):
+            values = np.rint(slice_) if self.dtype.kind in "iu" else slice_
+            bad = (values < limits.min) | (values > limits.max)
+            rounded[k] = np.clip(values, limits.min, limits.max)
+            if self.padding is not None:
+                pad = self.padding[nearest[start + k]]
+                rounded[k][pad] = self.given[nearest[start + k]][pad]
+                bad |= pad
+            if bad.any():
+                spoilt = np.zeros(exact.shape, bool) if spoilt is None else spoilt
+                spoilt[k] = bad
+        return rounded, spoilt
+
+    def _recipe(self, volume: Volume, n: int) -> Recipe:
+        o = self.options
+        spacing = float(volume.spacing[self.axis])
+        in_plane = float(np.delete(volume.spacing, self.axis).max())
+        if o.factor is None and o.spacing is None and spacing <= NEARLY_ISOTROPIC * in_plane:
+            sizes = " × ".join(f"{s:.2f}" for s in volume.spacing)
+            raise GeometryError(
+                f"already near-isotropic ({sizes} mm)", hint="give --factor or --spacing to go on"
+            )
+        if o.spacing is not None and not spacing / FACTOR_LIMIT <= o.spacing < spacing * (1 - 1e-6):
+            raise UsageError(
+                f"--spacing: {o.spacing:g} mm is not below the slices' {spacing:g} mm, by a factor of 20 at most"
+            )
+        factor = spacing / o.spacing if o.spacing is not None else o.factor or 2.0
+        thickness = o.thickness or volume.slice_thickness
+        if thickness is None:
+            thickness = spacing
+            self.notes.append(
+                f"slice thickness taken to be the spacing, {spacing:.4g} mm (--thickness gives the true one)"
+            )
+        if not 0.2 <= thickness / spacing <= 4:
+            raise InputError(
+                f"slice thickness {thickness:g} mm at a spacing of {spacing:g} mm: a ratio outside 0.2…4",
+                hint="--thickness",
+            )
+        if o.out_thickness is not None and o.out_thickness >= thickness:
+            raise UsageError(
+                f"--out-thickness: {o.out_thickness:g} mm is not below the slices' {thickness:g} mm"
+            )
+        if n == 1 and o.model != "nearest":
+            raise GeometryError("1 slice: it has no neighbour along z", hint="--model nearest repeats it")
+        recipe = Recipe(
+            n=n,
+            factor=factor,
+            spacing=spacing,
+            thickness=thickness,
+            profile=o.profile,
+            thin_thickness=o.out_thickness,
+            method=o.model,
+            is_consistent=o.is_consistent,
+        )
+        if recipe.grid.m > NIFTI_LIMIT:
+            raise UsageError(f"{recipe.grid.m:,} slices would come out, NIfTI holds {NIFTI_LIMIT:,}")
+        return recipe
+
+    def _check_domain(self, volume: Volume, weights: Mapping[str, Any]) -> None:
+        """Warn (or under `strict` refuse) where the input lies outside what the weights were trained for."""
+        self.outside: list[str] = []
+        if not weights.get("ranges"):
+            return
+        plane = float(np.delete(volume.spacing, self.axis).max())
+        measured = Measured.of(self.y, spacing=self.recipe.spacing, in_plane=plane, rho=self.recipe.rho)
+        self.outside = outside_domain(measured, weights["ranges"])
+        if self.outside and self.options.is_strict:
+            raise InputError(
+                f"outside what the weights were trained for: {'; '.join(self.outside)}",
+                hint="without --strict: a warning",
+            )
+        self.warnings += [f"outside what the weights were trained for: {finding}" for finding in self.outside]
+
+    def _record(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        r = self.recipe
+        return {
+            "command": "upsample",
+            "ctsr_version": __version__,
+            "model": r.method,
+            "factor": r.factor,
+            "SliceThickness": round(r.result_thickness, 6),
+            "SpacingBetweenSlices": round(r.spacing / r.factor, 6),
+            "input_slice_thickness_mm": r.thickness,
+            "input_spacing_mm": r.spacing,
+            "profile": str(r.profile.kind),
+            "consistency": "hard"
+            if r.is_consistent and r.method not in ("nearest", "linear", "cubic")
+            else "off",
+            "outside_trained_range": self.outside,
+            "notice": "research use only; not a medical device",
+        } | {k: v for k, v in weights.items() if k in ("weights", "weights_sha256", "device", "dtype")}
+
+    def _thick_passes(self, start: int, stop: int) -> float:
+        """Thick slices that pass the network for a slab, all doublings counted."""
+        first, last = self.pipeline.source_range(start, stop)
+        return (last - first) * (2**self.recipe.n_doublings - 1) or 1.0
+
+
+class _Counter:
+    """Turns thick slices that passed into a share of the whole."""
+
+    def __init__(self, base: float, share: float, progress: Callable[[float], None]) -> None:
+        self._at, self._share, self._progress = base, share, progress
+
+    def __call__(self, thick: float) -> None:
+        self._at += thick * self._share
+        self._progress(min(1.0, self._at))
+
+
+class _Residual:
+    """|A x − y| over thick voxels, gathered slab by slab."""
+
+    def __init__(self) -> None:
+        self.total, self.count, self.largest, self.left_out = 0.0, 0, 0.0, 0
+
+    def add(
+        self,
+        A: np.ndarray,
+        y: np.ndarray,
+        x: np.ndarray,
+        spoilt: np.ndarray | None,
+        *,
+        thick: np.ndarray,
+        start: int,
+    ) -> None:
+        """x: thin slices from `start` on, which cover the support of the thick slices `thick`."""
+        a, b = thick[0], thick[-1] + 1
+        part = A[a:b, start : start + len(x)]
+        counts = None
+        if spoilt is not None:
+            counts = apply_along_z((part > 1e-4).astype(np.float64), spoilt) < 0.5
+        for rows in range(0, y.shape[1], 64):
+            cut = slice(rows, rows + 64)
+            difference = np.abs(apply_along_z(part, x[:, cut]) - y[a:b, cut])
+            if counts is not None:
+                difference = difference[counts[:, cut]]
+            self.left_out += (b - a) * y[0, cut].size - difference.size
+            self.count += difference.size
+            self.total += float(difference.sum(dtype=np.float64))
+            self.largest = max(self.largest, float(difference.max(initial=0)))
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "consistency_residual_mean_hu": round(self.total / max(self.count, 1), 5),
+            "consistency_residual_max_hu": round(self.largest, 5),
+            "consistency_left_out_share": round(self.left_out / max(self.count + self.left_out, 1), 6),
+        }
+
+
+def result_dtype(volume: Volume) -> np.dtype:
+    """The input's integer type where it holds the HU, else int16 where that does, else float32."""
+    stored = volume.result_dtype
+    if stored.kind not in "iu":
+        return np.dtype(np.float32)
+    low, high = volume.data.min(), volume.data.max()
+    for candidate in (stored, np.dtype(np.int16)):
+        limits = np.iinfo(candidate)
+        if limits.min <= low and high <= limits.max:
+            return candidate.newbyteorder("=")
+    return np.dtype(np.float32)
+
+
+def _tiling(options: Options, engine: Engine | None, plane: tuple[int, ...]) -> Tiling:
+    height, width = plane
+    if engine is None:
+        return Tiling(height, width, None, 0, 0, 1)
+    reach, stride = engine.network.plane_reach, engine.network.stride
+    patch = None if options.patch is None else options.patch[1:]
+    if patch is not None and patch[0] >= height and patch[1] >= width:
+        patch = None
+    return Tiling(height, width, patch, reach if options.overlap is None else options.overlap, reach, stride)
+
+
+def _free() -> float:
+    return float(available_bytes() or 8e9)
