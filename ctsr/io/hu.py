@@ -13,7 +13,7 @@ import numpy as np
 from ctsr.core.volume import AIR, PADDING_LIMIT
 from ctsr.errors import InputError, ResourceError
 
-__all__ = ["refuse_what_is_not_hu", "to_hu"]
+__all__ = ["kept_dtype", "refuse_what_is_not_hu", "to_hu"]
 
 _PIECE = 1 << 20  # voxels
 _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
@@ -21,6 +21,13 @@ _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
 _RUNS, _RUN = 64, 4096  # a sample: so many runs of so many voxels, enough for shares to 1 %
 _LABEL_VALUES = 128  # TotalSegmentator has 118; a grey picture 256
 _LABEL_FLATNESS = 0.8  # share of neighbours that are equal; CT with noise is below 0.1
+
+
+def kept_dtype(stored: np.dtype, hu: np.ndarray) -> np.dtype:
+    """The type that a result may be stored in: the input's, but for those that other readers do not know."""
+    native = stored.newbyteorder("=")
+    is_common = (native.kind in "iu" and native.itemsize <= 4) or native in (np.float32, np.float64)
+    return native if is_common else hu.dtype
 
 
 def _pieces(n: int) -> Iterator[slice]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, InputError
-from ctsr.io.hu import refuse_what_is_not_hu, to_hu
+from ctsr.io.hu import kept_dtype, refuse_what_is_not_hu, to_hu
 from ctsr.io.nifti_form import MM_PER_UNIT, checked_affine
 
 __all__ = ["from_nibabel", "from_sitk", "to_nibabel", "to_sitk"]
@@ -107,6 +107,6 @@ def _volume(
         hu.reshape(stored.shape, order="F"),
         affine,
         slice_axis=slice_axis,
-        stored_dtype=stored.dtype.newbyteorder("="),
+        stored_dtype=kept_dtype(stored.dtype, hu),
         form_code=form_code,
     )

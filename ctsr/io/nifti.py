@@ -19,7 +19,7 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import InputError, ResourceError, UsageError
 from ctsr.io.atomic import OutputFile, PathLike, atomic_write, input_error
-from ctsr.io.hu import refuse_what_is_not_hu, to_hu
+from ctsr.io.hu import kept_dtype, refuse_what_is_not_hu, to_hu
 from ctsr.io.memory import available_bytes
 from ctsr.io.nifti_form import CONVERT
 from ctsr.io.nifti_header import LABEL_INTENT, Header, build_header, read_header
@@ -83,15 +83,12 @@ def read_volume(
         path=name,
         notes=notes,
     )
-    native = header.dtype.newbyteorder("=")
     return Volume(
         hu.reshape(header.shape, order="F"),
         header.affine,
         slice_thickness=_thickness(name, header, notes),
         slice_axis=header.slice_axis,
-        stored_dtype=hu.dtype
-        if native.kind in "iu" and native.itemsize == 8
-        else native,  # int64: not for a result
+        stored_dtype=kept_dtype(header.dtype, hu),
         form_code=header.form_code,
     )
 
@@ -119,9 +116,6 @@ def _thickness(path: str, header: Header, notes: list[str]) -> float | None:
         notes.append(f"the sidecar speaks of slices {apart:g} mm apart, voxels are {spacing} mm: ignored")
         return None
     return thickness
-
-
-# ---- reading
 
 
 @dataclass(slots=True)
@@ -240,9 +234,6 @@ def _holds_dicom(folder: str, at_most: int = 50) -> bool:
             if opened.read(132)[128:] == b"DICM":
                 return True
     return False
-
-
-# ---- writing
 
 
 class _Sink(Protocol):

@@ -201,7 +201,7 @@ def test_the_bytes_are_on_the_disk_before_the_name_is_taken(tmp_path, monkeypatc
     assert calls == ["write", "fsync", "replace", "fsync", "write", "fsync", "link", "fsync"]
 
 
-# ---- errors and what they stand for
+# Errors and what they stand for
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_folder_or_a_device_is_never_replaced(tmp_path, kind):
     assert not (tmp_path / "x").is_file()
 
 
-# ---- the n-th failure
+# The n-th failure
 
 
 def nifti_writer(suffix: str) -> Callable[[Path, int], None]:
@@ -417,7 +417,7 @@ for name in ("x.nii", "x.nii.gz"):
     assert {p.read_bytes() for p in tmp_path.iterdir()} == {b"old"}
 
 
-# ---- the kill
+# The kill
 
 
 KILLED = """

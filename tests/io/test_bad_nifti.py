@@ -262,7 +262,7 @@ def test_a_volume_larger_than_the_memory_is_a_matter_of_resources(tmp_path, monk
     assert refused.value.exit_code == 4
 
 
-# ---- values that are not HU
+# Values that are not HU
 
 
 def body_with_offset(offset: int, seed: int = 0) -> np.ndarray:
@@ -329,7 +329,7 @@ def test_label_maps_are_read_where_they_are_asked_for(tmp_path):
     np.testing.assert_array_equal(read_volume(put(tmp_path, nifti(labels)), allow_labels=True).data, labels)
 
 
-# ---- what is no file
+# What is no file
 
 
 def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
@@ -365,7 +365,7 @@ def test_a_disk_error_while_reading_is_an_input_error(tmp_path, monkeypatch):
         read_volume(put(tmp_path, RAW))
 
 
-# ---- damage at random
+# Damage at random
 
 
 def flips(tmp_path: Path, count: int) -> None:

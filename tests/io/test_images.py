@@ -48,6 +48,21 @@ def test_a_scaled_image_is_taken_in_hu(tmp_path):
     np.testing.assert_array_equal(volume.data, ct())
 
 
+@pytest.mark.parametrize(("stored", "kept"), [("int64", "int16"), ("float16", "float32"), (">i2", "int16")])
+def test_a_type_that_no_file_should_have_is_not_kept_for_the_result(stored, kept):
+    data = ct()[:, :, :3].astype(stored)
+    volume = from_nibabel(nib.Nifti1Image(data.astype(np.int16), affine_of()))
+    again = _from_array(data)
+    assert again.result_dtype == again.data.dtype == kept
+    np.testing.assert_allclose(again.data, volume.data, atol=0.5)  # float16 above 1024
+
+
+def _from_array(data: np.ndarray) -> Volume:
+    image = nib.Nifti1Image(data.astype(np.int16), affine_of())
+    image._dataobj = data  # nibabel refuses to build some of these, a user's array may be one all the same
+    return from_nibabel(image)
+
+
 def test_metres_become_mm(tmp_path):
     image = nib.load(put(tmp_path, nifti(affine=np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine_of(), xyzt_units=1)))
     np.testing.assert_allclose(from_nibabel(image).affine, affine_of(), rtol=1e-6)

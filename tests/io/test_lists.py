@@ -151,7 +151,7 @@ def test_the_stem_is_the_name_without_the_format(name, expected):
     assert stem(name) == expected
 
 
-# ---- tables
+# Tables
 
 CELLS = st.text(
     alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r"), max_size=12

@@ -163,7 +163,7 @@ def test_nothing_of_the_inputs_header_reaches_the_output(tmp_path):
     assert b"DOE" not in (tmp_path / "out.nii").read_bytes()
 
 
-# ---- types and scaling
+# Types and scaling
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -231,7 +231,7 @@ def test_hu_offset_is_added_to_every_voxel(tmp_path):
         read_volume(path, hu_offset=float("nan"))
 
 
-# ---- units, dimensions, forms, names
+# Units, dimensions, forms, names
 
 
 @pytest.mark.parametrize(
