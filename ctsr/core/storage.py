@@ -10,10 +10,11 @@ __all__ = ["rounded", "storage_type"]
 def storage_type(wanted: np.dtype, low: float, high: float) -> np.dtype:
     """The type that holds HU from `low` to `high` with slope 1 and intercept 0.
 
-    `wanted` (that of the input) where it is an integer type and holds them, else int16, else float32.
+    `wanted` (that of the input) where it is an integer type and holds them, else int16 where that does, else
+    float32; a float type stays float32.
     """
     for dtype in (np.dtype(wanted), np.dtype(np.int16)):
-        if dtype.kind in "iu" and np.iinfo(dtype).min <= round(low) and round(high) <= np.iinfo(dtype).max:
+        if wanted.kind in "iu" and np.iinfo(dtype).min <= round(low) and round(high) <= np.iinfo(dtype).max:
             return dtype
     return np.dtype(np.float32)
 

@@ -20,7 +20,7 @@ from ctsr.core.storage import rounded, storage_type
         ("uint8", 0, 255.4, "uint8"),
         ("uint8", 0, 255.6, "int16"),
         ("int32", -1024, 70000, "int32"),
-        ("float64", -1024, 3071, "int16"),
+        ("float64", -1024, 3071, "float32"),
         ("float32", -1024, 70000, "float32"),
         ("int16", -32768.4, 32767.4, "int16"),
         ("int16", 0, 32767.6, "float32"),
