@@ -18,5 +18,8 @@ def reference_data() -> Path:
     """The folder of real CT volumes that only the developers hold (CTSR_REFERENCE_DATA, else ../shared/data)."""
     folder = Path(os.environ.get("CTSR_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"needs the developers' CT volumes, which are not here: {folder}")
+        absent = f"needs the developers' CT volumes, which are not here: {folder}"
+        if os.environ.get("CTSR_REQUIRE_REFERENCE"):
+            pytest.fail(absent)
+        pytest.skip(absent)
     return folder
