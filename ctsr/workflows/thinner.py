@@ -12,6 +12,7 @@ import numpy as np
 
 from ctsr import __version__
 from ctsr.core.geometry import canonical_turn, slice_axis
+from ctsr.core.storage import rounded, storage_type
 from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
@@ -25,7 +26,7 @@ from ctsr.physics.profile import ProfileKind, SliceProfile
 if TYPE_CHECKING:
     from ctsr.infer.stage_one import Engine
 
-__all__ = ["Job", "Options", "Thinner", "Upsampled", "result_dtype", "upsample"]
+__all__ = ["Job", "Options", "Thinner", "Upsampled", "upsample"]
 
 FACTOR_LIMIT = 20.0
 NEARLY_ISOTROPIC = 1.25  # slices closer than this many in-plane pixels need no thinning unless asked for
@@ -169,7 +170,7 @@ class Job:
             self.given = y
         else:
             self.y, self.padding = y, None  # type: ignore[assignment]
-        self.dtype = result_dtype(volume)
+        self.dtype = storage_type(volume.result_dtype, volume.data.min(), volume.data.max())
         tiling = _tiling(options, engine, y.shape[1:])
         self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine)
         self.can_stream = is_streamed and self.axis == 2
@@ -227,29 +228,27 @@ class Job:
         if self.keeps_added:
             added = self.pipeline.added(self.y, exact, wide_start)
             self.added.append(added[start - wide_start : stop - wide_start])
-        rounded, spoilt = self._rounded(exact, wide_start)
+        stored, spoilt = self._stored(exact, wide_start)
         if len(thick):
-            self.residual.add(self.pipeline.A, self.y, rounded, spoilt, thick=thick, start=wide_start)
-        return rounded[start - wide_start : stop - wide_start]
+            self.residual.add(self.pipeline.A, self.y, stored, spoilt, thick=thick, start=wide_start)
+        return stored[start - wide_start : stop - wide_start]
 
-    def _rounded(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _stored(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
         """In the result's type, padding back in place; and which voxels are therefore not what was computed."""
-        limits = np.iinfo(self.dtype) if self.dtype.kind in "iu" else np.finfo(np.float32)
-        rounded = np.empty(exact.shape, self.dtype)
+        stored = np.empty(exact.shape, self.dtype)
         spoilt: np.ndarray | None = None
         nearest = np.floor(self.recipe.grid.centres).clip(0, self.recipe.n - 1).astype(int)
-        for k, slice_ in enumerate(exact):
-            values = np.rint(slice_) if self.dtype.kind in "iu" else slice_
-            bad = (values < limits.min) | (values > limits.max)
-            rounded[k] = np.clip(values, limits.min, limits.max)
+        for k, computed in enumerate(exact):
+            stored[k] = rounded(computed, self.dtype)
+            bad = np.abs(stored[k] - computed) > 1  # limited to the type, not rounded
             if self.padding is not None:
                 pad = self.padding[nearest[start + k]]
-                rounded[k][pad] = self.given[nearest[start + k]][pad]
+                stored[k][pad] = self.given[nearest[start + k]][pad]
                 bad |= pad
             if bad.any():
                 spoilt = np.zeros(exact.shape, bool) if spoilt is None else spoilt
                 spoilt[k] = bad
-        return rounded, spoilt
+        return stored, spoilt
 
     def _recipe(self, volume: Volume, n: int) -> Recipe:
         o = self.options
@@ -385,19 +384,6 @@ class _Residual:
             "consistency_residual_max_hu": round(self.largest, 5),
             "consistency_left_out_share": round(self.left_out / max(self.count + self.left_out, 1), 6),
         }
-
-
-def result_dtype(volume: Volume) -> np.dtype:
-    """The input's integer type where it holds the HU, else int16 where that does, else float32."""
-    stored = volume.result_dtype
-    if stored.kind not in "iu":
-        return np.dtype(np.float32)
-    low, high = volume.data.min(), volume.data.max()
-    for candidate in (stored, np.dtype(np.int16)):
-        limits = np.iinfo(candidate)
-        if limits.min <= low and high <= limits.max:
-            return candidate.newbyteorder("=")
-    return np.dtype(np.float32)
 
 
 def _tiling(options: Options, engine: Engine | None, plane: tuple[int, ...]) -> Tiling:
