@@ -1,0 +1,59 @@
+"""What a figure must say of where it came from."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def provenance(command: str) -> str:
+    """One line: command, processor, cores, versions, date, commit."""
+    import numpy
+    import scipy
+    import torch
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    cores = len(os.sched_getaffinity(0))
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
+    abilities = torch.backends.cpu.get_cpu_capability()
+    return f"`{command}`; {model} ({abilities}), {cores} cores; {versions}; {datetime.date.today()}; commit {commit}"
+
+
+def reference_data() -> Path:
+    """The folder of reference volumes (CTSR_REFERENCE_DATA, else beside the checkout)."""
+    return Path(os.environ.get("CTSR_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
+    """A table; floats to the digits they deserve."""
+    columns = columns or list(rows[0])
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+        return "–" if value is None else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows])
+
+
+def section(path: Path, name: str, text: str) -> None:
+    """Put `text` between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a page, adding them at its end if missing."""
+    page = path.read_text("utf-8") if path.exists() else ""
+    start, stop = f"<!-- {name} -->", f"<!-- /{name} -->"
+    block = f"{start}\n{text}\n{stop}"
+    if start in page and stop in page:
+        before, rest = page.split(start, 1)
+        page = before + block + rest.split(stop, 1)[1]
+    else:
+        page = page.rstrip("\n") + f"\n\n{block}\n"
+    path.write_text(page, "utf-8")
