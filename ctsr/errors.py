@@ -15,6 +15,7 @@ CtsrError                1  (never raised itself: code 1 is an internal error)
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -36,15 +37,24 @@ class CtsrError(Exception):
 
     reason: lower case, with what was found and what was expected.
     path: the file concerned, as the user typed it.
+    report: what was found all the same, for JSON.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, reason: str, *, path: str | os.PathLike[str] | None = None, hint: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        hint: str = "",
+        report: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.path = None if path is None else os.fspath(path)
         self.hint = hint
+        self.report = dict(report or {})
 
     def __str__(self) -> str:
         """`PATH: reason (hint)`, on one line."""

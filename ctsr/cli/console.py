@@ -48,10 +48,11 @@ class Console:
             self._say(printable(text))
 
     def error(self, error: CtsrError) -> None:
-        """The one line that says why the run ended; under `--json` a document on stdout as well."""
+        """The line that says why the run ended; under `--json` a document on stdout as well."""
         if self.as_json:
             told = {"code": error.exit_code, "path": error.path, "reason": error.reason, "hint": error.hint}
-            _to_stdout(json.dumps({"ok": False, "error": told}, indent=2) + "\n")
+            document = {"ok": False, "error": told} | _finite(error.report)
+            _to_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
         self._say(f"error: {printable(error)}")
 
     def result(self, text: str) -> None:

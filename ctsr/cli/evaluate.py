@@ -1,9 +1,200 @@
 """`ctsr evaluate`."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from ctsr.cli import options as o
+from ctsr.errors import UsageError
+
 __all__ = ["register"]
+
+PANEL = "With --thin"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command("evaluate", epilog="Research use only; not a medical device.")(evaluate)
+
+
+def evaluate(
+    pred: Annotated[
+        Path | None, typer.Argument(metavar="[PRED]", help="Thin CT to judge: a NIfTI file, or a folder.")
+    ] = None,
+    ref: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[REF]",
+            help="Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of "
+            "ctsr simulate (it names the truth and the thick file of each case; PRED is then the folder of "
+            "results, found by the thick file's name).",
+        ),
+    ] = None,
+    thick: Annotated[
+        Path | None,
+        typer.Option(
+            "--thick", help="What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", help="Methods that are shown on the same voxels. [default: nearest,linear,cubic]"
+        ),
+    ] = None,
+    mask: Annotated[
+        str, typer.Option("--mask", help="Where to measure: body, lung, none (all voxels), or a mask file.")
+    ] = "body",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Everything, as .csv or .json.")
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="PNG", help="Picture of truth, thick, cubic, result, error."),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", metavar="COND", help='Such as "psnr>=35", repeatable; exit 9 if not met.'),
+    ] = None,
+    thickness: Annotated[
+        float | None,
+        typer.Option(
+            "--thickness",
+            callback=o.finite,
+            metavar="MM",
+            help="Slice thickness of THICK; default: its sidecar's, else the spacing.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option("--profile", help="Slice profile: gaussian, box, triangle, or a file of (mm, weight)."),
+    ] = "gaussian",
+    thin: Annotated[
+        Path | None,
+        typer.Option(
+            "--thin",
+            metavar="SRC",
+            rich_help_panel=PANEL,
+            help="Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.",
+        ),
+    ] = None,
+    factor: Annotated[str, typer.Option("--factor", rich_help_panel=PANEL, help="Such as 2,3,4.")] = "2",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            rich_help_panel=PANEL,
+            help="Such as baseline,inverse. cubic is always added; --require is about the first.",
+        ),
+    ] = "baseline",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            rich_help_panel=PANEL,
+            help="Your own weights; default: the shipped ones.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        float,
+        typer.Option(
+            "--ratio",
+            callback=o.finite,
+            metavar="T/S",
+            rich_help_panel=PANEL,
+            help="Slice thickness / spacing of the simulated slices.",
+        ),
+    ] = 1.0,
+    told_ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--told-ratio",
+            callback=o.finite,
+            metavar="T/S",
+            rich_help_panel=PANEL,
+            help="The ratio that the methods are told; default: the true one.",
+        ),
+    ] = None,
+    told_profile: Annotated[
+        str | None,
+        typer.Option(
+            "--told-profile",
+            rich_help_panel=PANEL,
+            help="The profile that they are told; default: the true one.",
+        ),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    device: o.Device = "auto",
+    axis: Annotated[
+        int | None,
+        typer.Option(
+            "--axis", min=0, max=2, help="Array axis that the slices lie along.", rich_help_panel=o.ADVANCED
+        ),
+    ] = None,
+    threads: o.Threads = None,
+    config: o.Config = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure a thin CT against its truth, against the thick CT it was made from, or both."""
+    only_thin = {"--checkpoint": checkpoint, "--told-ratio": told_ratio, "--told-profile": told_profile}
+    if thin is None and (given := [name for name, value in only_thin.items() if value is not None]):
+        raise UsageError(f"{given[0]} needs --thin")
+    if thin is not None and (pred is not None or thick is not None or against or thickness is not None):
+        raise UsageError("--thin stands instead of PRED, REF, --thick, --against and --thickness")
+    if thin is None and pred is None:
+        raise UsageError("neither PRED nor --thin is given", hint="ctsr evaluate --help")
+    is_pairs = ref is not None and ref.suffix.lower() == ".csv"
+    if against is not None and thick is None and not is_pairs:
+        raise UsageError("--against needs --thick: the methods start from the thick file")
+    console = o.console_of(quiet, verbose, as_json)
+    from ctsr.cli.memory import keep_freed_memory
+    from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
+    from ctsr.workflows.evaluate_files import evaluate_files
+    from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin_files
+    from ctsr.workflows.profiles import read_profile
+
+    keep_freed_memory()
+    o.use_threads(threads)
+    with console.progress(str(thin or pred)) as ticker:
+        files = {
+            "requirements": require or [], "out": out, "figure": figure, "overwrite": overwrite,
+            "progress": ticker, "warn": console.warn,
+        }  # fmt: skip
+        if thin is not None:
+            what = ThinOptions(
+                factors=[_number(part) for part in _parts(factor)], methods=_parts(model),
+                checkpoint=checkpoint, ratio=ratio, told_ratio=told_ratio, profile=read_profile(profile),
+                mask=mask, axis=axis, device=device,
+                told_profile=None if told_profile is None else read_profile(told_profile),
+            )  # fmt: skip
+            evaluation = evaluate_thin_files(thin, what, **files)
+        else:
+            how = EvaluateOptions(
+                mask=mask, against=AGAINST if against is None else _parts(against), thickness=thickness,
+                profile=read_profile(profile), axis=axis,
+            )  # fmt: skip
+            evaluation = evaluate_files(pred, ref, thick, how, **files)
+    for note in evaluation.notes:
+        console.note(note)
+    for title, rows in evaluation.tables():
+        console.table(rows, title=title)
+    evaluation.raise_for_outcome(thin or pred)
+    console.document(evaluation.document())
+
+
+def _parts(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise UsageError(f"--factor: {text} is not a number") from exc

@@ -1,4 +1,4 @@
-"""Pictures: before and after, coronal and sagittal, in a lung and a soft-tissue window."""
+"""Pictures: before and after of one run, and a result beside its truth."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["WINDOWS", "panel", "png", "preview"]
+__all__ = ["WINDOWS", "comparison", "panel", "png", "preview"]
 
 WINDOWS = {"lung": (-600.0, 1500.0), "soft tissue": (40.0, 400.0)}  # level, width, HU
+
+ERROR_HU = 150.0  # at either end of an error map
 
 
 def preview(
     before: np.ndarray, after: Mapping[str, np.ndarray], *, spacing: tuple[float, float, float], title: str
 ) -> bytes:
-    """PNG bytes. before: thick (D, H, W); after: middle `coronal` (m, W) and `sagittal` (m, H) planes; spacing: thick, mm."""
+    """PNG bytes. before: thick (D, H, W), spacing in mm; after: middle `coronal` and `sagittal` planes."""
     depth, height, width = before.shape
     pairs = {
         "coronal": (before[:, height // 2], after["coronal"], spacing[2]),
@@ -31,14 +33,56 @@ def preview(
     return png(figure)
 
 
+def comparison(
+    planes: Mapping[str, tuple[np.ndarray, float]],
+    spectra: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    pixel: float,
+    title: str,
+) -> bytes:
+    """PNG bytes: coronal planes in both windows, error maps, and the power left at each frequency.
+
+    planes: name → (slices, W) HU and slice spacing, mm; truth, thick, cubic, result, or some of them.
+    spectra: name → cycles per slice, and power over the truth's. pixel: width of a voxel, mm.
+    """
+    shown = [name for name in ("truth", "thick", "cubic", "result") if name in planes]
+    base = "truth" if "truth" in planes else "cubic" if "cubic" in planes else None
+    figure, axes = _grid(3, len(shown))
+    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
+    for column, name in enumerate(shown):
+        plane, spacing = planes[name]
+        extent = (0.0, plane.shape[1] * pixel, 0.0, len(plane) * spacing)
+        for row, (window, limits) in enumerate(WINDOWS.items()):
+            panel(axes[row][column], plane, extent, limits, f"{name}, {window}")
+        axes[2][column].set_axis_off()
+        if base and name != base and name in ("cubic", "result"):
+            error, limits = plane - planes[base][0], (0.0, 2 * ERROR_HU)
+            panel(
+                axes[2][column], error, extent, limits, f"{name} − {base}, ±{ERROR_HU:g} HU", colours="RdBu_r"
+            )
+    if spectra:
+        axis = axes[2][0]
+        axis.set_axis_on()
+        for name, (frequency, ratio) in spectra.items():
+            axis.plot(frequency, ratio, label=name)
+        axis.set(xlabel="cycles per slice", ylabel="power / truth's", xlim=(0, 0.5), ylim=(0, 1.5))
+        axis.legend(fontsize=7)
+    return png(figure)
+
+
 def panel(
-    axis: Any, plane: np.ndarray, extent: Sequence[float], window: tuple[float, float], title: str
+    axis: Any,
+    plane: np.ndarray,
+    extent: Sequence[float],
+    window: tuple[float, float],
+    title: str,
+    colours: str = "gray",
 ) -> None:
     """One image (z upwards, voxels as they are) in a window of (level, width) HU; extent: mm."""
     level, width = window
     axis.imshow(
         plane,
-        cmap="gray",
+        cmap=colours,
         vmin=level - width / 2,
         vmax=level + width / 2,
         extent=extent,
