@@ -22,12 +22,12 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     pred: Annotated[
-        Path | None, typer.Argument(metavar="[PRED]", help="Thin CT to judge: a NIfTI file, or a folder.")
+        Path | None, typer.Argument(metavar="PRED", help="Thin CT to judge: a NIfTI file, or a folder.")
     ] = None,
     ref: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[REF]",
+            metavar="REF",
             help="Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of "
             "ctsr simulate (it names the truth and the thick file of each case; PRED is then the folder of "
             "results, found by the thick file's name).",
@@ -41,9 +41,7 @@ def evaluate(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against", help="Methods that are shown on the same voxels. [default: nearest,linear,cubic]"
-        ),
+        typer.Option("--against", help="Methods shown on the same voxels (default nearest,linear,cubic)."),
     ] = None,
     mask: Annotated[
         str, typer.Option("--mask", help="Where to measure: body, lung, none (all voxels), or a mask file.")
@@ -81,15 +79,18 @@ def evaluate(
             help="Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.",
         ),
     ] = None,
-    factor: Annotated[str, typer.Option("--factor", rich_help_panel=PANEL, help="Such as 2,3,4.")] = "2",
+    factor: Annotated[
+        str | None, typer.Option("--factor", rich_help_panel=PANEL, help="Such as 2,3,4 (default 2).")
+    ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             rich_help_panel=PANEL,
-            help="Such as baseline,inverse. cubic is always added; --require is about the first.",
+            help="Such as baseline,inverse (default baseline). cubic is always added; --require is about the "
+            "first.",
         ),
-    ] = "baseline",
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -100,15 +101,15 @@ def evaluate(
         ),
     ] = None,
     ratio: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--ratio",
             callback=o.finite,
             metavar="T/S",
             rich_help_panel=PANEL,
-            help="Slice thickness / spacing of the simulated slices.",
+            help="Slice thickness / spacing of the simulated slices (default 1).",
         ),
-    ] = 1.0,
+    ] = None,
     told_ratio: Annotated[
         float | None,
         typer.Option(
@@ -143,12 +144,15 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Measure a thin CT against its truth, against the thick CT it was made from, or both."""
-    only_thin = {"--checkpoint": checkpoint, "--told-ratio": told_ratio, "--told-profile": told_profile}
+    only_thin = {
+        "--factor": factor, "--model": model, "--checkpoint": checkpoint, "--ratio": ratio,
+        "--told-ratio": told_ratio, "--told-profile": told_profile,
+    }  # fmt: skip
     if thin is None and (given := [name for name, value in only_thin.items() if value is not None]):
         raise UsageError(f"{given[0]} needs --thin")
     if thin is not None and (pred is not None or thick is not None or against or thickness is not None):
         raise UsageError("--thin stands instead of PRED, REF, --thick, --against and --thickness")
-    if thin is None and pred is None:
+    if (source := thin or pred) is None:
         raise UsageError("neither PRED nor --thin is given", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     if against is not None and thick is None and not is_pairs:
@@ -158,34 +162,36 @@ def evaluate(
     from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
     from ctsr.workflows.evaluate_files import evaluate_files
     from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin_files
+    from ctsr.workflows.evaluation import Wanted
     from ctsr.workflows.profiles import read_profile
 
     keep_freed_memory()
     o.use_threads(threads)
-    with console.progress(str(thin or pred)) as ticker:
-        files = {
-            "requirements": require or [], "out": out, "figure": figure, "overwrite": overwrite,
-            "progress": ticker, "warn": console.warn,
-        }  # fmt: skip
+    with console.progress(str(source)) as ticker:
+        wanted = Wanted(
+            requirements=require or [], out=out, figure=figure, overwrite=overwrite, progress=ticker,
+            warn=console.warn,
+        )  # fmt: skip
         if thin is not None:
             what = ThinOptions(
-                factors=[_number(part) for part in _parts(factor)], methods=_parts(model),
-                checkpoint=checkpoint, ratio=ratio, told_ratio=told_ratio, profile=read_profile(profile),
+                factors=[_number(part) for part in _parts(factor or "2")],
+                methods=_parts(model or "baseline"), checkpoint=checkpoint,
+                ratio=1.0 if ratio is None else ratio, told_ratio=told_ratio, profile=read_profile(profile),
                 mask=mask, axis=axis, device=device,
                 told_profile=None if told_profile is None else read_profile(told_profile),
             )  # fmt: skip
-            evaluation = evaluate_thin_files(thin, what, **files)
+            evaluation = evaluate_thin_files(thin, what, wanted)
         else:
             how = EvaluateOptions(
                 mask=mask, against=AGAINST if against is None else _parts(against), thickness=thickness,
                 profile=read_profile(profile), axis=axis,
             )  # fmt: skip
-            evaluation = evaluate_files(pred, ref, thick, how, **files)
+            evaluation = evaluate_files(source, ref, thick, how, wanted)
     for note in evaluation.notes:
         console.note(note)
     for title, rows in evaluation.tables():
         console.table(rows, title=title)
-    evaluation.raise_for_outcome(thin or pred)
+    evaluation.raise_for_outcome(source)
     console.document(evaluation.document())
 
 

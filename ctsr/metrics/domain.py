@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["Measured", "noise_level", "outside_domain"]
 
 SOFT = (-50.0, 200.0)  # HU: where noise is measured
-SLICES = 16  # evenly spread slices are looked at
+SLICES = 16  # at least so many evenly spread slices are looked at
 MARGIN = 0.02  # a range's ends are meant to two digits
 MAD_PER_SIGMA = 0.6745
 
@@ -42,8 +42,8 @@ class Measured:
 def noise_level(y: np.ndarray) -> float | None:
     """Standard deviation of the noise in soft tissue, HU; None where there is too little of it.
 
-    From the median absolute second difference in plane: edges are rare, so the median does not see them. For white noise
-    a second difference has √6 times its deviation; correlated noise (a smooth kernel) reads lower.
+    From the median absolute second difference in plane: edges are rare, so the median does not see them. For
+    white noise a second difference has √6 times its deviation; the noise of a smooth kernel reads lower.
     """
     step = max(1, len(y) // SLICES)
     found = []
@@ -67,8 +67,8 @@ def outside_domain(measured: Measured, ranges: Mapping[str, Sequence[float]]) ->
         if key not in ranges or value is None:
             continue
         low, high = ranges[key]
-        if not low * (1 - MARGIN) - 1e-9 <= value <= high * (1 + MARGIN) + 1e-9:
+        if not low - MARGIN * abs(low) - 1e-9 <= value <= high + MARGIN * abs(high) + 1e-9:
             findings.append(
-                f"{words} {value:.3g}{' ' + unit if unit else ''}, trained for {low:.3g}…{high:.3g}"
+                f"{words} {value:.4g}{' ' + unit if unit else ''}, trained for {low:.4g}…{high:.4g}"
             )
     return findings

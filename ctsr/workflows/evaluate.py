@@ -140,6 +140,8 @@ def compare(
     """
     if ref is None and thick is None:
         raise UsageError("neither REF nor --thick: nothing to compare with")
+    if isinstance(mask, str) and mask not in NAMED_MASKS:
+        raise UsageError(f"mask: {mask} is not body, lung or none")
     if ref is not None:
         _refuse_other_grid(pred, ref.affine, ref.shape, "as in the reference")
     job: Job | None = None

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.lists import VOLUME_SUFFIXES, read_table, stem, volumes_in
 from ctsr.io.nifti import read_volume
 from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, Picture, compare, read_mask
-from ctsr.workflows.evaluation import Evaluation, about, check_files, parse_requirements
+from ctsr.workflows.evaluation import Evaluation, Wanted, about
 from ctsr.workflows.folder import Case, run_cases
 
 __all__ = ["evaluate_files", "run_all"]
+
+_NOTHING_MORE = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class _Files:
     pred: Path
     ref: Path | None
     thick: Path | None
+    is_pair: bool = False  # from a pairs file: the truth may have slices that no thick one was made of
 
 
 def evaluate_files(
@@ -33,13 +39,7 @@ def evaluate_files(
     ref: Path | None,
     thick: Path | None,
     options: EvaluateOptions,
-    *,
-    requirements: Sequence[str] = (),
-    out: Path | None = None,
-    figure: Path | None = None,
-    overwrite: bool = False,
-    progress: Callable[[float, str], None] = lambda share, words: None,
-    warn: Callable[[str], None] = lambda text: None,
+    wanted: Wanted = _NOTHING_MORE,
 ) -> Evaluation:
     """Measure a file, or the files of a folder, and write the report and the figure that are asked for.
 
@@ -49,37 +49,36 @@ def evaluate_files(
     if ref is None and thick is None:
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
-    known = parse_requirements(requirements, has_ref=ref is not None, has_thick=is_pairs or thick is not None)
     inputs = [p for p in (pred, ref, thick) if p is not None]
     is_one = not (is_pairs or pred.is_dir())
-    check_files(out, figure, overwrite=overwrite, inputs=inputs, is_one_case=is_one)
+    known = wanted.checked(
+        inputs, is_one=is_one, has_ref=ref is not None, has_thick=is_pairs or thick is not None
+    )
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
     def work(case: _Files) -> list[dict[str, Any]]:
-        rows, found = _evaluate_case(case, options, figure, overwrite=overwrite)
+        rows, found = _evaluate_case(case, options, wanted)
         notes.extend(f"{case.pred}: {note}" for note in found)
-        return rows
+        return [row | {"mask": Path(options.mask).name} for row in rows]
 
     if is_one:
         rows: list[dict[str, Any]] = [{"case": cases[0].name, "status": "ok"} | r for r in work(cases[0])]
     else:
         by_name = {case.name: case for case in cases}
         given = [Case(case.name, case.pred, case.pred) for case in cases]
-        rows = run_all(given, lambda case: work(by_name[case.name]), progress=progress, warn=warn)
+        rows = run_all(given, lambda case: work(by_name[case.name]), wanted)
     evaluation = Evaluation(rows, requirements=known, notes=notes)
-    if out is not None:
-        evaluation.write(out, overwrite=overwrite)
+    if wanted.out is not None:
+        evaluation.write(wanted.out, overwrite=wanted.overwrite)
     return evaluation
 
 
 def run_all(
     cases: Sequence[Case],
     work: Callable[[Case], list[dict[str, Any]]],
-    *,
-    progress: Callable[[float, str], None],
-    warn: Callable[[str], None],
+    wanted: Wanted,
 ) -> list[dict[str, Any]]:
-    """The rows of all cases, and one row for each that failed; UsageError where no result was to be found."""
+    """The rows of all cases, and one row for each that failed."""
     rows: list[dict[str, Any]] = []
 
     def one(case: Case) -> Mapping[str, Any]:
@@ -88,16 +87,19 @@ def run_all(
 
     def failed(case: Case, error: CtsrError) -> None:
         rows.append({"case": case.name, "method": "", "status": "failed", "reason": error.reason})
-        warn(f"failed: {error}")
+        wanted.warn(f"failed: {error}")
 
     run_cases(
-        cases, one, failed=failed, done=lambda n: progress(n / len(cases), f"{n} of {len(cases)} cases")
+        cases,
+        one,
+        failed=failed,
+        done=lambda n: wanted.progress(n / len(cases), f"{n} of {len(cases)} cases"),
     )
     return rows
 
 
 def _evaluate_case(
-    case: _Files, options: EvaluateOptions, figure: Path | None, *, overwrite: bool
+    case: _Files, options: EvaluateOptions, wanted: Wanted
 ) -> tuple[list[dict[str, Any]], list[str]]:
     if case.ref is not None and _is_same_file(case.pred, case.ref):
         raise InputError("is the reference itself", path=case.pred)
@@ -106,6 +108,8 @@ def _evaluate_case(
     ref = None if case.ref is None else read_volume(case.ref, notes=notes)
     thick = None if case.thick is None else read_volume(case.thick, notes=notes)
     mask = options.mask if options.mask in NAMED_MASKS else read_mask(Path(options.mask), pred)
+    if ref is not None and case.is_pair:
+        ref = _covered(ref, pred)
     pictures: list[Picture] = []
 
     def picture(pixel: float) -> Picture:
@@ -114,10 +118,10 @@ def _evaluate_case(
 
     with about(case.pred):
         rows, found = compare(
-            pred, ref, thick, options, mask=mask, picture=picture if figure is not None else None
+            pred, ref, thick, options, mask=mask, picture=picture if wanted.figure is not None else None
         )
-    if figure is not None:
-        pictures[0].write(figure, title=case.name, overwrite=overwrite)
+    if wanted.figure is not None:
+        pictures[0].write(wanted.figure, title=case.name, overwrite=wanted.overwrite)
     return rows, notes + found
 
 
@@ -171,7 +175,7 @@ def _pairs(results: Path, table: Path) -> list[_Files]:
     files = []
     for row in rows:
         thin, thick = (table.parent / row[column] for column in ("thin", "thick"))
-        files.append(_Files(row["thick"], _result_of(row["thick"], results), thin, thick))
+        files.append(_Files(row["thick"], _result_of(row["thick"], results), thin, thick, is_pair=True))
     return files
 
 
@@ -185,6 +189,17 @@ def _result_of(thick: str, results: Path) -> Path:
             if path.is_file():
                 return path
     return results / names[-1]
+
+
+def _covered(ref: Volume, pred: Volume) -> Volume:
+    """The part of `ref` that `pred` has as many voxels as, from the voxel on where `pred` begins."""
+    start = np.rint(np.linalg.solve(ref.affine, pred.affine[:, 3])[:3]).astype(int)
+    if (start < 0).any() or (start + pred.shape > ref.shape).any():
+        return ref  # refused where the grids are compared
+    affine = ref.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ start
+    box = tuple(slice(a, a + n) for a, n in zip(start, pred.shape, strict=True))
+    return replace(ref, data=ref.data[box], affine=affine)
 
 
 def _is_same_file(a: Path, b: Path) -> bool:

@@ -19,11 +19,13 @@ from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.evaluate import NAMED_MASKS, Judge, Picture, read_mask, with_gain
 from ctsr.workflows.evaluate_files import run_all
-from ctsr.workflows.evaluation import Evaluation, about, check_files, parse_requirements
+from ctsr.workflows.evaluation import Evaluation, Wanted, about
 from ctsr.workflows.folder import Case
 from ctsr.workflows.thinner import Thinner
 
 __all__ = ["Thin", "ThinOptions", "evaluate_thin", "evaluate_thin_files"]
+
+_NOTHING_MORE = Wanted()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,10 @@ class Thin:
             methods = [method for f, method in self._thinners if f == factor]
             for number, method in enumerate(methods):
                 progress((done + number / len(methods)) / len(factors), f"{factor:g} ×, {method}")
-                group.append(self._row(judge, told, factor, method, turn.apply, picture))
+                row = self._row(judge, told, factor, method, turn.apply, picture)
+                if row["outside_trained_range"]:
+                    notes.append(f"outside what {method} was trained for: {row['outside_trained_range']}")
+                group.append(row)
             rows += with_gain(group)
         return rows, list(dict.fromkeys(notes))
 
@@ -144,7 +149,7 @@ class Thin:
             "residual_counted_percent": 100 * (1 - record["consistency_left_out_share"]),
             "seconds": record["seconds_compute"],
             "outside_trained_range": "; ".join(record["outside_trained_range"]),
-        }
+        } | {name: record[name] for name in ("weights", "weights_sha256") if name in record}
 
 
 def evaluate_thin(truth: Volume, **options: Any) -> list[dict[str, Any]]:
@@ -156,23 +161,15 @@ def evaluate_thin(truth: Volume, **options: Any) -> list[dict[str, Any]]:
 def evaluate_thin_files(
     source: Path,
     options: ThinOptions,
-    *,
-    requirements: Sequence[str] = (),
-    out: Path | None = None,
-    figure: Path | None = None,
-    overwrite: bool = False,
-    progress: Callable[[float, str], None] = lambda share, words: None,
-    warn: Callable[[str], None] = lambda text: None,
+    wanted: Wanted = _NOTHING_MORE,
 ) -> Evaluation:
     """The same for a file or all files of a folder, with the report and the figure that are asked for.
 
     Requirements are about the first of `options.methods`.
     """
-    known = parse_requirements(requirements, has_ref=True, has_thick=True)
     is_one = not source.is_dir()
-    check_files(
-        out, figure, overwrite=overwrite, inputs=[source], is_one_case=is_one and len(options.factors) == 1
-    )
+    one_picture = is_one and len(options.factors) == 1
+    known = wanted.checked([source], is_one=one_picture, has_ref=True, has_thick=True)
     if is_one and not source.exists():
         raise InputError("does not exist", path=source)
     thin = Thin(options)
@@ -185,13 +182,15 @@ def evaluate_thin_files(
         mask = options.mask if is_named else read_mask(Path(options.mask), truth)
         axis, _ = slice_axis(truth, axis=options.axis)
         pixel = float(truth.spacing[canonical_turn(truth.affine, axis).order[2]])
-        picture = Picture(pixel) if figure is not None else None
+        picture = Picture(pixel) if wanted.figure is not None else None
         with about(case.source):
-            rows, said = thin(truth, mask=mask, picture=picture, progress=progress if is_one else _silent)
-        if figure is not None and picture is not None:
-            picture.write(figure, title=case.name, overwrite=overwrite)
+            rows, said = thin(
+                truth, mask=mask, picture=picture, progress=wanted.progress if is_one else _silent
+            )
+        if wanted.figure is not None and picture is not None:
+            picture.write(wanted.figure, title=case.name, overwrite=wanted.overwrite)
         notes.extend(f"{case.source}: {note}" for note in [*found, *said])
-        return rows
+        return [row | {"mask": Path(options.mask).name} for row in rows]
 
     if is_one:
         case = Case(source.name, source, source)
@@ -201,10 +200,10 @@ def evaluate_thin_files(
         if not files:
             raise InputError("no .nii or .nii.gz files in it", path=source)
         cases = [Case(str(path.relative_to(source)), path, path) for path in files]
-        rows = run_all(cases, work, progress=progress, warn=warn)
+        rows = run_all(cases, work, wanted)
     evaluation = Evaluation(rows, judged=options.methods[0], requirements=known, notes=notes)
-    if out is not None:
-        evaluation.write(out, overwrite=overwrite)
+    if wanted.out is not None:
+        evaluation.write(wanted.out, overwrite=wanted.overwrite)
     return evaluation
 
 

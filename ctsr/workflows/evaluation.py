@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,12 @@ from ctsr.io.lists import write_table
 from ctsr.metrics.masks import BANDS
 from ctsr.metrics.report import METRICS, Requirement, check_requirements, parse_requirement, summary
 
-__all__ = ["RESULT", "Evaluation", "about", "check_files", "parse_requirements"]
+__all__ = ["GAIN", "RESULT", "Evaluation", "Wanted", "about"]
 
 RESULT = "result"  # the method's name of what was handed in
 GAIN = "gain_db"  # PSNR above that of cubic on the same voxels
 KNOWN = (*METRICS, GAIN)
-FIRST = ["case", "factor", "method", "statistic", "status", "reason"]
+FIRST = ["case", "factor", "method", "statistic", "status", "reason", "mask"]
 _LUNG_ERRORS = ("lung_below_950_error", "lung_below_910_error", "lung_p15_hu_error")
 
 
@@ -73,10 +73,11 @@ class Evaluation:
     def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """(title, rows) for people: the columns that are read first."""
         shown = [_short(row) for row in self.rows]
-        names = [n for n in dict.fromkeys(n for row in shown for n in row) if any(n in row for row in shown)]
+        names = list(dict.fromkeys(n for row in shown for n in row))
         first = [{name: row.get(name, "") for name in names} for row in shown]
+        title = ", ".join(f"mask: {mask}" for mask in dict.fromkeys(row["mask"] for row in self._measured()))
         if len({row["case"] for row in self._measured()}) < 2:
-            return [("", first)]
+            return [(title, first)]
         second = []
         for group in self.summary():
             row: dict[str, Any] = {"factor": group["factor"]} if group["factor"] is not None else {}
@@ -87,7 +88,7 @@ class Evaluation:
                     row["n"] = found["n"]
                     row[f"{name}, mean (min…max)"] = "{mean:.4g} ({min:.4g}…{max:.4g})".format(**found)
             second.append(row)
-        return [("", first), ("summary", second)]
+        return [(title, first), ("summary", second)]
 
     def raise_for_outcome(self, path: Path | None) -> None:
         """SomeCasesFailed or RequirementNotMet, which carry the whole document, where one applies."""
@@ -121,31 +122,38 @@ class Evaluation:
                     yield head | {"statistic": statistic} | interval
 
 
-def parse_requirements(texts: Sequence[str], *, has_ref: bool, has_thick: bool) -> list[Requirement]:
-    """The conditions; UsageError for one on what this evaluation does not measure."""
-    found = [parse_requirement(text, known=KNOWN) for text in texts]
-    for text, each in zip(texts, found, strict=True):
-        is_residual = each.metric.startswith("residual")
-        if (is_residual or each.metric == GAIN) and not has_thick:
-            raise UsageError(f"--require {text}: {each.metric} needs --thick")
-        if not is_residual and not has_ref:
-            raise UsageError(f"--require {text}: {each.metric} needs REF")
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to come of an evaluation: conditions, a report (.csv or .json), a figure; and whom to tell."""
 
+    requirements: Sequence[str] = ()
+    out: Path | None = None
+    figure: Path | None = None
+    overwrite: bool = False
+    progress: Callable[[float, str], None] = lambda share, words: None
+    warn: Callable[[str], None] = lambda text: None
 
-def check_files(
-    out: Path | None, figure: Path | None, *, overwrite: bool, inputs: Sequence[Path], is_one_case: bool
-) -> None:
-    """Refuse, before any work, outputs that can't be written or asked for."""
-    if out is not None and out.suffix.lower() not in (".csv", ".json"):
-        raise UsageError("ends in neither .csv nor .json", path=out)
-    if figure is not None and figure.suffix.lower() != ".png":
-        raise UsageError("does not end in .png", path=figure)
-    if figure is not None and not is_one_case:
-        raise UsageError("--figure shows one case, and one factor")
-    for path in (out, figure):
-        if path is not None:
-            check_output(path, overwrite=overwrite, inputs=inputs)
+    def checked(
+        self, inputs: Sequence[Path], *, is_one: bool, has_ref: bool, has_thick: bool
+    ) -> list[Requirement]:
+        """The conditions, parsed; UsageError, before any work, for what can't be measured or written."""
+        if self.out is not None and self.out.suffix.lower() not in (".csv", ".json"):
+            raise UsageError("ends in neither .csv nor .json", path=self.out)
+        if self.figure is not None and self.figure.suffix.lower() != ".png":
+            raise UsageError("does not end in .png", path=self.figure)
+        if self.figure is not None and not is_one:
+            raise UsageError("--figure shows one case, and one factor")
+        for path in (self.out, self.figure):
+            if path is not None:
+                check_output(path, overwrite=self.overwrite, inputs=inputs)
+        found = [parse_requirement(text, known=KNOWN) for text in self.requirements]
+        for text, each in zip(self.requirements, found, strict=True):
+            is_residual = each.metric.startswith("residual")
+            if (is_residual or each.metric == GAIN) and not has_thick:
+                raise UsageError(f"--require {text}: {each.metric} needs --thick")
+            if not is_residual and not has_ref:
+                raise UsageError(f"--require {text}: {each.metric} needs REF")
+        return found
 
 
 @contextmanager
