@@ -25,6 +25,7 @@ _CHUNK = 12  # slabs painted at a time
 _AIR, _FAT, _MUSCLE, _CORTEX, _MARROW, _DISC = -1000.0, -100.0, 55.0, 650.0, 230.0, 80.0
 _EMPHYSEMA = -965.0
 _SMALLEST_VESSEL = 0.6  # mm, radius, of a patient of scale 1
+_SHOWS = 0.2  # pixels: a vessel of a smaller radius is hardly seen and costs as much as any
 
 Point = np.ndarray  # (3,) mm: up, forward, to the patient's right, from the middle of the chest
 
@@ -73,7 +74,7 @@ def phantom(
     z, y, x = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True))
     scale = min(shape[1] * spacing[1] / _FIELD[0], shape[2] * spacing[2] / _FIELD[1])
     z = z + scale * rng.uniform(-25, 25)  # patients are not all cut at the same height
-    chest = _Chest(rng, scale)
+    chest = _Chest(rng, scale, smallest=max(_SMALLEST_VESSEL * scale, _SHOWS * max(spacing[1:])))
     bounds = [(float(a[0] - s / 2), float(a[-1] + s / 2)) for a, s in zip((z, y, x), spacing, strict=True)]
     nodules = list(_nodules(rng, chest, bounds))
     picture = _Picture([*chest.shapes(rng, *bounds[0]), *nodules], y, x)
@@ -192,8 +193,8 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int, int], sd: float) -> 
 class _Chest:
     """The large parts of one patient, drawn once; `shapes` lists everything in the order of painting."""
 
-    def __init__(self, rng: np.random.Generator, scale: float) -> None:
-        self.scale = scale
+    def __init__(self, rng: np.random.Generator, scale: float, *, smallest: float) -> None:
+        self.scale, self.smallest = scale, smallest
         grow = rng.uniform(0.93, 1.03, 3)
 
         def ellipsoid(centre: Sequence[float], radii: Sequence[float], hu: float) -> _Ellipsoid:
@@ -274,8 +275,9 @@ class _Chest:
                     hilum = self.scale * np.array([rng.uniform(0, 22), rng.uniform(-14, 8), side * 30])
                     aim = np.array([up, rng.uniform(-55, 55), side * 70.0])
                     radius = self.scale * float(rng.uniform(3.2, 4.6))
-                    thin = self.scale * _SMALLEST_VESSEL
-                    yield from _tree(rng, hilum, _unit(aim), radius, self.is_lung, self.blood, smallest=thin)
+                    yield from _tree(
+                        rng, hilum, _unit(aim), radius, self.is_lung, self.blood, smallest=self.smallest
+                    )
 
     def _great_vessels(self) -> Iterator[_Tube]:
         s, blood = self.scale, self.blood
@@ -305,7 +307,9 @@ class _Chest:
             for up in (60.0, 5.0, -70.0):
                 aim = _unit(np.array([up, rng.uniform(-25, 25), side * 60.0]))
                 hilum = s * np.array([10.0, -14, side * 30])
-                pieces += _tree(rng, hilum, aim, s * 3.6, self.is_lung, 0.0, smallest=s * 1.3)
+                pieces += _tree(
+                    rng, hilum, aim, s * 3.6, self.is_lung, 0.0, smallest=max(s * 1.3, self.smallest)
+                )
         for p in pieces:
             yield _Tube(p.start, p.end, p.radius * 1.2 + 0.5 * s, 20.0)
         for p in pieces:

@@ -96,8 +96,7 @@ def simulate_volume(
         _put_padding_back(thick, thin, grid)
     dropped = len(thin) - used
     if dropped:
-        plural = "slice is" if dropped == 1 else "slices are"
-        notes.append(f"{dropped} of {len(thin)} thin {plural} dropped: no whole thick slice is left for them")
+        notes.append(f"{dropped} of {len(thin)} thin slices dropped: they fill no whole thick slice")
     start = dropped if turn.flips[0] else 0  # in the file's order
     cropped = shifted_affine(volume.affine, axis, first=start, step=1.0)
     dtype = storage_type(volume.result_dtype, float(thick.min()), float(thick.max()))

@@ -125,7 +125,7 @@ def test_five_millimetres_of_one_millimetre():
     assert thick.spacing[2] == pytest.approx(5.0)
     assert thick.slice_thickness == 6.0
     assert thick.slice_axis == 2
-    assert notes == ["2 of 57 thin slices are dropped: no whole thick slice is left for them"]
+    assert notes == ["2 of 57 thin slices dropped: they fill no whole thick slice"]
 
 
 def test_the_thickness_is_the_spacing_where_nothing_else_is_said():

@@ -1,0 +1,81 @@
+"""Which patient trains, validates or tests: by the patient's hash, and for good once it stands in a list."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ctsr.errors import InputError
+from ctsr.io.lists import read_file_list, write_file_list
+
+__all__ = ["SETS", "assign", "list_path", "update_lists"]
+
+SETS = ("train", "val", "test")
+SHARES = {"val": 0.1, "test": 0.1}  # of the patients; the rest trains
+SMALLEST = 3  # patients from which on no set is empty
+
+
+def list_path(data_dir: Path, name: str) -> Path:
+    """Where the list of a set lies; `all` names every file."""
+    return data_dir / f"{name}_files.txt"
+
+
+def assign(patients: Iterable[str], *, kept: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The set of each patient: sorted by hash, cut at rounded shares, one each in val and test from three on.
+
+    kept: patients that stand in a set already and stay there; they count towards its share.
+    """
+    kept = dict(kept or {})
+    new = sorted(
+        set(patients) - set(kept), key=lambda p: hashlib.sha256(p.encode(errors="surrogateescape")).digest()
+    )
+    total = len(new) + len(kept)
+    sets = dict(kept)
+    for name, share in SHARES.items():
+        wanted = max(math.floor(total * share + 0.5), int(total >= SMALLEST))
+        missing = max(0, wanted - sum(s == name for s in kept.values()))
+        sets |= dict.fromkeys(new[:missing], name)
+        new = new[missing:]
+    return sets | dict.fromkeys(new, "train")
+
+
+def update_lists(data_dir: Path, patient_of: Mapping[str, str]) -> dict[str, str]:
+    """Write train, val, test and all lists of a data folder; returns the set of each file.
+
+    patient_of: file (relative to data_dir, /) → patient, of all that should stand in the lists. What stands
+    in one already keeps its place, and takes its patient's other files there.
+    Raises InputError where a patient stands in two lists.
+    """
+    sets = _listed(data_dir)
+    kept: dict[str, str] = {}
+    for file, name in sets.items():
+        patient = patient_of.get(file, file)
+        if kept.setdefault(patient, name) != name:
+            raise InputError(
+                f"a patient's files stand in {kept[patient]}_files.txt and in {name}_files.txt",
+                path=data_dir / file,
+                hint="take them out of one",
+            )
+    of_patient = assign(patient_of.values(), kept=kept)
+    sets |= {file: of_patient[patient] for file, patient in patient_of.items()}
+    for name in SETS:
+        files = sorted(f for f, s in sets.items() if s == name)
+        write_file_list(list_path(data_dir, name), [data_dir / f for f in files], overwrite=True)
+    write_file_list(list_path(data_dir, "all"), [data_dir / f for f in sorted(sets)], overwrite=True)
+    return sets
+
+
+def _listed(data_dir: Path) -> dict[str, str]:
+    """file → set, of the lists that are there."""
+    listed: dict[str, str] = {}
+    for name in SETS:
+        path = list_path(data_dir, name)
+        if not path.is_file() or not path.read_bytes().strip():
+            continue
+        for file in read_file_list(path, data_dir):
+            relative = file.relative_to(data_dir).as_posix()
+            if listed.setdefault(relative, name) != name:
+                raise InputError(f"stands in {listed[relative]}_files.txt too", path=f"{path}: {relative}")
+    return listed
