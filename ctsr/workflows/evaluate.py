@@ -143,7 +143,7 @@ def compare(
     if isinstance(mask, str) and mask not in NAMED_MASKS:
         raise UsageError(f"mask: {mask} is not body, lung or none")
     if ref is not None:
-        _refuse_other_grid(pred, ref.affine, ref.shape, "as in the reference")
+        _refuse_other_grid(pred, ref.affine, ref.shape, "the reference")
     job: Job | None = None
     if thick is None:
         axis, note = slice_axis(pred, axis=options.axis)
@@ -194,7 +194,7 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     """A mask file as bool on the grid of `like`: where it is above 0."""
     volume = read_volume(path, allow_labels=True, allow_not_hu=True)
     with about(path):
-        _refuse_other_grid(volume, like.affine, like.shape, "as in the volume")
+        _refuse_other_grid(volume, like.affine, like.shape, "the volume")
     return volume.data > 0
 
 
@@ -208,7 +208,7 @@ def _job(pred: Volume, thick: Volume, options: EvaluateOptions) -> Job:
     factors = [s / t * (1 + nudge) for nudge in _NUDGES]
     factor = next((f for f in factors if ZGrid(n, f).m == m), factors[0])
     job = _thinner("cubic", factor, options).job(thick)
-    _refuse_other_grid(pred, job.affine, job.shape, f"for {n} thick slices of {s:.4g} mm in the same slab")
+    _refuse_other_grid(pred, job.affine, job.shape, f"the grid in the slab of {n} thick slices of {s:.4g} mm")
     return job
 
 
@@ -223,14 +223,14 @@ def _thinner(model: str, factor: float, options: EvaluateOptions) -> Thinner:
     )
 
 
-def _refuse_other_grid(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], why: str) -> None:
+def _refuse_other_grid(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], whose: str) -> None:
     """InputError where the volume's grid is not the one with this affine and shape."""
     if volume.shape != shape:
         found, expected = (" × ".join(map(str, each)) for each in (volume.shape, shape))
-        raise InputError(f"has {found} voxels, expected {expected} {why}")
+        raise InputError(f"has {found} voxels, {whose} has {expected}")
     distance = np.linalg.norm(corners(volume.affine, shape) - corners(affine, shape), axis=1).max()
     if distance > SAME_PLACE_MM:
-        raise InputError(f"a corner lies {distance:.4g} mm from where it is expected {why}")
+        raise InputError(f"a corner lies {distance:.4g} mm from where {whose} has it")
 
 
 def _certificate(job: Job, x: np.ndarray, bands: Mapping[str, np.ndarray]) -> dict[str, float | None]:
