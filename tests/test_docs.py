@@ -1,4 +1,4 @@
-"""What the documentation names exists: commands and options, files, names to import, the changelog's section."""
+"""What the documentation names exists: commands, options, files, names to import, the changelog's section."""
 
 from __future__ import annotations
 
