@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from ctsr.errors import ResourceError, UsageError
 
-__all__ = ["choose_device", "choose_dtype"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_names", "choose_device", "choose_dtype"]
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def check_names(device: str, dtype: str) -> None:
+    """UsageError for a device or a number format that does not exist on any machine; without loading torch."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?", device):
+        raise UsageError(f"--device: {device} is not auto, cpu, cuda, cuda:N or mps")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype: {dtype} is not {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -16,8 +28,9 @@ def choose_device(name: str) -> torch.device:
 
     Raises UsageError for a name that is none of these, ResourceError for a device this machine lacks.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?", name):
-        raise UsageError(f"--device: {name} is not auto, cpu, cuda, cuda:N or mps")
+    import torch
+
+    check_names(name, "auto")
     has_mps = torch.backends.mps.is_available()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -36,11 +49,12 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
     bf16 without AMX was slower than fp32 on a CPU (150–170 against 200–340 GFLOP/s), with it 3–5 times as fast.
     """
+    import torch
+
+    check_names("auto", name)
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name in named:
         return named[name], f"{name} as asked"
-    if name != "auto":
-        raise UsageError(f"--dtype: {name} is not auto, fp32, bf16 or fp16")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.bfloat16, "bf16: a CUDA device of capability 8.0 or more"
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctsr.core.zgrid import ZGrid
-from ctsr.infer.stage_one import Engine
 from ctsr.infer.windows import Tiling
 from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z, grid_operator, thickening_matrix
@@ -20,10 +20,14 @@ from ctsr.physics.profile import ProfileKind, SliceProfile
 from ctsr.physics.projection import projection_matrix, projector
 from ctsr.physics.zmatrix import cubic_matrix, interpolation_matrix, inverse_matrix
 
+if TYPE_CHECKING:
+    from ctsr.infer.stage_one import Engine  # torch: a matrix alone does without
+
 __all__ = ["CLASSICAL", "Pipeline", "Recipe"]
 
 CLASSICAL = ("nearest", "linear", "cubic", "inverse")
 NEGLIGIBLE = 1e-6  # a z-matrix's weight below this moves no result by a hundredth of a HU
+HALO_WEIGHT = 1e-4  # weights below this lie beyond a slab's halo: 0.002 HU of difference to the whole, noise over all HU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,8 @@ class Recipe:
 
     method: `nearest`, `linear`, `cubic`, `inverse`, or `baseline` with an engine.
     thin_thickness: FWHM of the result's slice profile, None for thickness / factor.
-    is_consistent: whether the result of a network ends in the projection.
+    is_consistent: whether a network's result ends in the projection onto the measured slices; each doubling has
+        its own all the same, it was trained with it.
     """
 
     n: int
@@ -101,15 +106,25 @@ class Pipeline:
         return self.recipe.grid.m
 
     @property
+    def plane(self) -> int:
+        """Pixels of a slice."""
+        return self.tiling.height * self.tiling.width
+
+    @property
+    def resamples(self) -> bool:
+        """Whether a matrix stands between the last doubling and the result."""
+        return self._from_fine is not None
+
+    @property
     def halo(self) -> int:
         """Thick slices on either side that the doublings of a slab depend on."""
         if self.engine is None or not self.recipe.n_doublings:
             return 0
-        n = 64
         _, inverse, null = doubling(
-            n, self._stage_profile, spacing=self.recipe.spacing, thickness=self._stage_thickness
+            64, self._stage_profile, spacing=self.recipe.spacing, thickness=self._stage_thickness
         )
-        reach = self.engine.network.z_reach + _reach(inverse, 0.5) + (_reach(null, 1.0) + 1) // 2
+        decay = max(_reach(inverse, 0.5), (_reach(null, 1.0) + 1) // 2)
+        reach = self.engine.network.z_reach + decay
         return math.ceil(sum(reach / 2**k for k in range(self.recipe.n_doublings))) + 1
 
     def source_range(self, start: int, stop: int) -> tuple[int, int]:
@@ -137,6 +152,7 @@ class Pipeline:
                 spacing=self.recipe.spacing / scale,
                 thickness=self._stage_thickness / scale,
                 rho=self.recipe.rho,
+                stack=self.recipe.n * scale,
                 tiling=self.tiling,
                 progress=progress,
             )
@@ -157,9 +173,20 @@ class Pipeline:
         a, b = _support(part)
         return rows - apply_along_z(part[:, a:b], y[a:b])
 
-    def thick_support(self, start: int, stop: int) -> tuple[int, int]:
-        """The thin slices that thick slices start…stop − 1 are a mean of."""
-        return _support(self.A[start:stop])
+    def thick_in(self, start: int, stop: int) -> tuple[int, int]:
+        """The thick slices whose centres lie in thin slices start…stop − 1, as a range."""
+        grid = self.recipe.grid
+        lies_in = np.floor((grid.thick_centres - grid.edges[0]) * grid.factor).clip(0, grid.m - 1)
+        first, last = np.searchsorted(lies_in, [start, stop])
+        return int(first), int(last)
+
+    def widened(self, start: int, stop: int) -> tuple[int, int]:
+        """Thin slices start…stop − 1 and all others that the thick slices in them are a mean of."""
+        first, last = self.thick_in(start, stop)
+        if first == last:
+            return start, stop
+        a, b = _support(self.A[first:last])
+        return min(start, a), max(stop, b)
 
     @property
     def _is_one_doubling(self) -> bool:
@@ -167,7 +194,6 @@ class Pipeline:
         return (
             r.n_doublings == 1
             and r.factor == 2
-            and r.is_consistent
             and r.thin_thickness is None
             and r.profile.kind is not ProfileKind.FILE
         )
@@ -198,15 +224,16 @@ class Pipeline:
         return cubic_matrix((r.grid.centres - fine.centres[0]) * scale, fine.m)
 
 
-def _support(rows: np.ndarray) -> tuple[int, int]:
-    """First and one past the last column that any of these rows gives weight to."""
-    used = np.flatnonzero((np.abs(rows) > NEGLIGIBLE).any(axis=0))
+def _support(rows: np.ndarray, least: float = NEGLIGIBLE) -> tuple[int, int]:
+    """First and one past the last column that any of these rows gives at least `least` to; never empty."""
+    largest = np.abs(rows).max(axis=0)
+    used = np.flatnonzero(largest >= min(least, largest.max()))
     return int(used[0]), int(used[-1]) + 1
 
 
 def _reach(matrix: np.ndarray, step: float) -> int:
     """Columns on either side that the middle row of a z-matrix gives weight to; row j lies at column j·step."""
     middle = len(matrix) // 2
-    first, last = _support(matrix[middle : middle + 1])
+    first, last = _support(matrix[middle : middle + 1], HALO_WEIGHT)
     at = int(middle * step)
     return max(at - first, last - at)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ctsr.errors import ResourceError
 from ctsr.infer.pipeline import Pipeline
+from ctsr.infer.windows import Tiling
 
 __all__ = ["Plan", "make_plan"]
 
-BASE_BYTES = 330e6  # measured: resident after importing torch, nibabel and SciPy
-NETWORK_BYTES = 235  # a pixel and slice of the stream's first chunk, measured at 512 × 512
+PYTHON_BYTES = 120e6  # measured: resident before the first volume is read, with NumPy and SciPy
+TORCH_BYTES = 240e6  # measured: and what PyTorch adds
 SMALLEST_SLAB = 4  # thin slices
+PATCHES = (None, 512, 256, 128)  # whole slices first; pixels of a window where memory is short
 SECONDS_PER_VOXEL = 9e-7  # a thick voxel through the network on one thread of an AVX2 server CPU
 
 
@@ -21,6 +24,7 @@ class Plan:
     """slabs: (start, stop) of thin slices, together all of them. peak_bytes: what the process will hold at most."""
 
     slabs: tuple[tuple[int, int], ...]
+    tiling: Tiling
     peak_bytes: float
     work: float  # voxels that pass the network, or a hundredth of those that pass a matrix
 
@@ -35,54 +39,94 @@ class Plan:
 
 
 def make_plan(
-    pipeline: Pipeline, *, input_bytes: int, itemsize: int, is_streamed: bool, limit: float, keeps_added: bool
+    pipeline: Pipeline,
+    *,
+    input_bytes: int,
+    is_padded: bool,
+    itemsize: int,
+    is_streamed: bool,
+    keeps_added: bool,
+    limit: float,
 ) -> Plan:
-    """The fewest slabs that hold `limit` bytes.
+    """The least work that holds `limit` bytes: the fewest slabs along z, and windows in plane where they save work.
 
-    input_bytes: of the thick array in memory. itemsize: bytes a voxel of the result. is_streamed: whether finished slabs
-    leave memory. keeps_added: whether the added detail is written too.
+    input_bytes: of the thick array in memory. is_padded: whether a copy of it without padding is needed. itemsize:
+    bytes a voxel of the result. is_streamed: whether finished slabs leave memory. keeps_added: whether the added
+    detail is kept to the end.
     Raises ResourceError where not even the smallest slab fits; it says what would.
     """
-    m = pipeline.m
-    plane = pipeline.tiling.height * pipeline.tiling.width
-    fixed = BASE_BYTES + input_bytes
+    plans, least = [], math.inf
+    voxels = pipeline.recipe.n * pipeline.plane
+    kept = input_bytes + is_padded * (input_bytes + voxels)
+    kept += pipeline.m * pipeline.plane * ((0 if is_streamed else itemsize) + (4 if keeps_added else 0))
+    fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept
+    for tiling in _tilings(pipeline):
+        for slabs in _cuts(pipeline.m):
+            several = (slabs[0], slabs[len(slabs) // 2])
+            peak = fixed + max(
+                _slab_bytes(pipeline, *s, tiling, itemsize, is_padded, keeps_added) for s in several
+            )
+            least = min(least, peak)
+            if peak <= limit:
+                plans.append(Plan(slabs, tiling, peak, sum(_work(pipeline, *s, tiling) for s in slabs)))
+                break
+    if not plans:
+        raise ResourceError(
+            f"needs {least / 1e9:.2f} GB at least, {limit / 1e9:.2f} GB may be used",
+            hint="--max-memory allows more, --patch-size a smaller window",
+        )
+    return min(plans, key=lambda plan: plan.work)
+
+
+def _tilings(pipeline: Pipeline) -> Iterator[Tiling]:
+    """As asked for; else whole slices, and windows that are smaller than those."""
+    asked = pipeline.tiling
+    if asked.patch is not None or pipeline.engine is None or not pipeline.recipe.n_doublings:
+        yield asked
+        return
+    for patch in PATCHES:
+        if patch is None or patch < max(asked.height, asked.width):
+            yield replace(asked, patch=None if patch is None else (patch, patch))
+
+
+def _cuts(m: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """All thin slices in one slab, two, three …, each cut once."""
+    before = 0
     for n_slabs in range(1, math.ceil(m / SMALLEST_SLAB) + 1):
         size = math.ceil(m / n_slabs)
-        slabs = tuple((a, min(m, a + size)) for a in range(0, m, size))
-        work = max(
-            _work_bytes(pipeline, a, b, plane, itemsize, keeps_added)
-            for a, b in (slabs[len(slabs) // 2], slabs[0])
-        )
-        kept = 0 if is_streamed else m * plane * itemsize
-        peak = fixed + kept + work
-        if peak <= limit:
-            return Plan(slabs, peak, sum(_work(pipeline, a, b) for a, b in slabs) * plane)
-    raise ResourceError(
-        f"needs {peak / 1e9:.2f} GB, {limit / 1e9:.2f} GB may be used",
-        hint="--max-memory gives more, --patch-size a smaller window",
-    )
+        if size != before:
+            yield tuple((a, min(m, a + size)) for a in range(0, m, size))
+        before = size
 
 
-def _work(pipeline: Pipeline, start: int, stop: int) -> float:
-    """Thick slices that pass the network for a slab; a matrix costs a hundredth of that a thin slice."""
+def _work(pipeline: Pipeline, start: int, stop: int, tiling: Tiling) -> float:
+    """Voxels that pass the network for a slab; a matrix costs a hundredth of that a thin voxel."""
+    start, stop = pipeline.widened(start, stop)
     first, last = pipeline.source_range(start, stop)
-    return (last - first) * (2**pipeline.recipe.n_doublings - 1) + (stop - start) / 100
+    thick = (last - first) * (2**pipeline.recipe.n_doublings - 1)
+    return thick * tiling.pixels + (stop - start) / 100 * pipeline.plane
 
 
-def _work_bytes(
-    pipeline: Pipeline, start: int, stop: int, plane: int, itemsize: int, keeps_added: bool
+def _slab_bytes(
+    pipeline: Pipeline,
+    start: int,
+    stop: int,
+    tiling: Tiling,
+    itemsize: int,
+    is_padded: bool,
+    keeps_added: bool,
 ) -> float:
     """What the computation of one slab holds beside input and finished output."""
+    plane, doublings = pipeline.plane, pipeline.recipe.n_doublings
+    start, stop = pipeline.widened(start, stop)
     thin = stop - start
-    rounded = thin * plane * (itemsize + (8 if keeps_added else 0))
+    rounded = thin * plane * (itemsize + is_padded + (4 if keeps_added else 0))
     first, last = pipeline.source_range(start, stop)
-    thick, doublings = last - first, pipeline.recipe.n_doublings
+    thick = last - first
     if pipeline.engine is None or doublings == 0:
         return thin * plane * 4 + rounded
     fine = thick * 2**doublings
-    before = thick * 2 ** (doublings - 1) if doublings > 1 else 0
-    rows, columns = pipeline.tiling.largest
-    network = NETWORK_BYTES * pipeline.engine.first_chunk * rows * columns
-    doubling = (before + 2 * fine) * plane * 4 + network
-    finish = (fine + (thin if fine != thin else 0)) * plane * 4 + rounded
+    before = fine // 2 if doublings > 1 else 0
+    doubling = (before + 2 * fine) * plane * 4 + pipeline.engine.working_bytes(*tiling.largest)
+    finish = (fine + (thin if pipeline.resamples else 0)) * plane * 4 + rounded
     return max(doubling, finish)

@@ -16,7 +16,10 @@ from ctsr.physics.profile import SliceProfile
 
 __all__ = ["Engine"]
 
-CHUNK = 8  # thick slices a step of the stream; the first step takes the network's reach and one more
+CHUNK = 8  # thick slices a step of the stream
+WORKING_TENSORS = (
+    10  # of the first level's size are alive at the peak, measured at 512 × 512 with chunks of 4 to 16
+)
 
 
 @dataclass(slots=True)
@@ -29,12 +32,13 @@ class Engine:
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        self.network = self.network.to(self.device, memory_format=torch.channels_last_3d).eval()
+        self.network = self.network.to(self.device).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
 
-    @property
-    def first_chunk(self) -> int:
-        """Slices of a stream's first step."""
-        return max(self.chunk, self.network.z_reach + 1)
+    def working_bytes(self, rows: int, columns: int) -> float:
+        """What the network holds beside its input and output while a window passes, bytes."""
+        config = self.network.config
+        floats = WORKING_TENSORS * config.channels[0] / config.unshuffle**2
+        return 4 * floats * (self.chunk + 2) * rows * columns
 
     def double(
         self,
@@ -44,21 +48,28 @@ class Engine:
         spacing: float,
         thickness: float,
         rho: float,
+        stack: int,
         tiling: Tiling,
-        progress: Callable[[int], None] = lambda slices: None,
+        progress: Callable[[float], None] = lambda slices: None,
     ) -> np.ndarray:
         """(n, H, W) of any type → (2n, H, W) float32, HU. Needs twice the result, and the stream's chunk.
 
+        stack: slices of the whole that y is a part of.
         progress: is told the thick slices × share of the image that have passed since it was last called.
         """
-        _, inverse, null = doubling(len(y), profile, spacing=spacing, thickness=thickness)
+        _, inverse, null = doubling(len(y), profile, spacing=spacing, thickness=thickness, stack=stack)
         result = apply_along_z(inverse, y)
         residual = self._residual(y, result, rho, tiling, progress)
         return apply_along_z(null, residual, add_to=result)
 
     @torch.inference_mode()
     def _residual(
-        self, y: np.ndarray, inverse: np.ndarray, rho: float, tiling: Tiling, progress: Callable[[int], None]
+        self,
+        y: np.ndarray,
+        inverse: np.ndarray,
+        rho: float,
+        tiling: Tiling,
+        progress: Callable[[float], None],
     ) -> np.ndarray:
         residual = np.empty_like(inverse) if tiling.is_exact else np.zeros_like(inverse)
         total = np.zeros(inverse.shape[1:], np.float32)
@@ -75,7 +86,7 @@ class Engine:
                     residual[(part, *window.keep)] = piece[(slice(None), *window.keep_in_read)]
                 else:
                     residual[(part, *window.read)] += piece * tiling.weights(window)
-                progress(len(piece) / 2 * share)  # type: ignore[arg-type]
+                progress(len(piece) / 2 * share)
             if not tiling.is_exact:
                 total[window.read] += tiling.weights(window)
         return residual if tiling.is_exact else np.divide(residual, total, out=residual)
@@ -86,11 +97,10 @@ class Engine:
                 yield piece[0, 0].float().cpu().numpy()
 
     def _chunks(self, y: np.ndarray, inverse: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Consecutive (y, inverse), on the device; the last chunk is never empty."""
-        start, stop = 0, min(len(y), self.first_chunk)
-        while start < len(y):
+        """Consecutive (y, inverse), on the device."""
+        for start in range(0, len(y), self.chunk):
+            stop = start + self.chunk
             yield self._tensor(y[start:stop]), self._tensor(inverse[2 * start : 2 * stop])
-            start, stop = stop, min(len(y), stop + self.chunk)
 
     def _tensor(self, part: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(part, np.float32))[None, None].to(self.device)

@@ -53,6 +53,11 @@ class Tiling:
             max(w.read[1].stop - w.read[1].start for w in windows),
         )
 
+    @property
+    def pixels(self) -> int:
+        """Pixels that are read in all, the overlaps as often as they are."""
+        return sum((a.stop - a.start) * (b.stop - b.start) for a, b in (w.read for w in self))
+
     def __iter__(self) -> Iterator[Window]:
         patch = self.patch or (self.height, self.width)
         for rows_read, rows in self._cuts(self.height, patch[0]):
@@ -66,7 +71,8 @@ class Tiling:
             n = part.stop - part.start
             at = (np.arange(n) - (n - 1) / 2) / (n / 4)
             sides.append(np.exp(-0.5 * at**2) + 1e-3)
-        return np.outer(*sides).astype(np.float32)
+        weights: np.ndarray = np.outer(*sides).astype(np.float32)
+        return weights
 
     def _cuts(self, size: int, patch: int) -> Iterator[tuple[slice, slice]]:
         patch = max(self.stride, patch // self.stride * self.stride)

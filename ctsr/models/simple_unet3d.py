@@ -77,19 +77,21 @@ class SimpleUNet3D(nn.Module):
     def plane_reach(self) -> int:
         """In-plane pixels on either side that a result depends on."""
         pixels = [self.config.unshuffle * 2**level for level in range(len(self.config.channels))]
-        at_level = [4] + [3] * (len(pixels) - 1)  # stem, encode, decode, head; below: encode, decode, the bilinear step
+        at_level = [4] + [3] * (
+            len(pixels) - 1
+        )  # stem, encode, decode, head; below: encode, decode, the bilinear step
         at_level[-1] = 2  # encode, the bilinear step
         down = sum(pixels[:-1])
         return sum(n * p for n, p in zip(at_level, pixels, strict=True)) + down + self.stride
 
     def forward(self, y: Tensor, inverse: Tensor, rho: Tensor) -> Tensor:
         """Residual for a whole volume. y: (B, 1, D, H, W); inverse: (B, 1, 2D, H, W), HU; rho: (B,)."""
-        return self._run(y, inverse, rho, lambda conv, x: conv(x), lambda key, x, n: x)
+        return self._run(y, inverse, rho, lambda conv, x: conv(x), lambda key, x: lambda n: x)
 
     def stream(self, chunks: Iterator[tuple[Tensor, Tensor]], rho: Tensor, *, depth: int) -> Iterator[Tensor]:
         """The same residual from consecutive chunks of (y, inverse) along z, in consecutive pieces.
 
-        depth: D, thick slices in all. The first chunk must hold more than `z_reach` slices, or all of them.
+        depth: D, thick slices in all. A piece lags behind its chunk by `z_reach` slices, so the first ones may be empty.
         Equal to `forward` on the whole up to rounding.
         """
         state = _ZState()
@@ -97,10 +99,10 @@ class SimpleUNet3D(nn.Module):
         for y, inverse in chunks:
             seen += y.shape[2]
             state.is_last = seen == depth
-            if state.is_first and seen <= self.z_reach and not state.is_last:
-                raise ValueError(f"the first chunk holds {seen} slices, more than {self.z_reach} are needed")
-            yield self._run(y, inverse, rho, state.convolve, state.wait)
-            state.is_first = False
+            try:
+                yield self._run(y, inverse, rho, state.convolve, state.hold)
+            except _NotYet:
+                yield inverse[:, :, :0]
         if seen != depth:
             raise ValueError(f"the chunks held {seen} slices, {depth} were announced")
 
@@ -110,16 +112,17 @@ class SimpleUNet3D(nn.Module):
         inverse: Tensor,
         rho: Tensor,
         conv: Callable[[Any, Tensor], Tensor],
-        wait: Callable[[nn.Module, Tensor, int], Tensor],
+        hold: Callable[[nn.Module, Tensor], Callable[[int], Tensor]],
     ) -> Tensor:
-        """The network once. `conv` applies a 3-tap convolution, `wait` holds a skip back for its slices."""
+        """The network once. `conv` applies a 3-tap convolution, `hold` keeps a skip and gives its next n slices later."""
         batch, one, depth, height, width = y.shape
         if one != 1 or inverse.shape != (batch, 1, 2 * depth, height, width) or rho.shape != (batch,):
             raise ValueError(f"shapes do not fit: y {y.shape}, inverse {inverse.shape}, rho {rho.shape}")
 
         def residual(block: nn.Module, x: Tensor) -> Tensor:
+            kept = hold(block, x)
             change = F.leaky_relu_(conv(block, x), SLOPE)
-            return change + wait(block, x, change.shape[2])
+            return change + kept(change.shape[2])
 
         if self.gradient_checkpointing and torch.is_grad_enabled():
             residual = partial(checkpoint, residual, use_reentrant=False)
@@ -129,11 +132,11 @@ class SimpleUNet3D(nn.Module):
         for level, encode in enumerate(self.encode):
             x = residual(encode, x)
             if level < len(self.down):
-                skips.append(x)
+                skips.append(hold(self.skip[level], x))
                 x = F.leaky_relu_(conv(self.down[level], x), SLOPE)
         for level in reversed(range(len(self.down))):
             x = _double_in_plane(self.up[level](x))
-            x = x + wait(self.skip[level], self.skip[level](skips.pop()), x.shape[2])
+            x = x + self.skip[level](skips.pop()(x.shape[2]))
             x = residual(self.decode[level], x)
         return self._unfold(conv(self.head, x), height, width)
 
@@ -162,11 +165,14 @@ class SimpleUNet3D(nn.Module):
         return x[..., :height, :width] * self.config.detail_scale
 
 
+class _NotYet(Exception):
+    """A convolution has not seen enough slices to give one."""
+
+
 class _ZState:
     """What a stream along z remembers: two slices a convolution, and the skips that wait for a partner."""
 
     def __init__(self) -> None:
-        self.is_first = True
         self.is_last = False
         self.tails: dict[nn.Module, Tensor] = {}
         self.waiting: dict[nn.Module, Tensor] = {}
@@ -174,19 +180,23 @@ class _ZState:
     def convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
         """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends."""
         edge = torch.zeros_like(x[:, :, :1])
-        x = torch.cat(
-            [edge if self.is_first else self.tails[conv], x] + ([edge] if self.is_last else []), dim=2
-        )
+        x = torch.cat([self.tails.get(conv, edge), x] + ([edge] if self.is_last else []), dim=2)
         self.tails[conv] = x[:, :, -2:].clone()
+        if x.shape[2] < 3:
+            raise _NotYet
         x = x.contiguous(memory_format=torch.channels_last_3d)
         return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))
 
-    def wait(self, key: nn.Module, x: Tensor, n: int) -> Tensor:
-        """The next `n` slices of what has come under `key`."""
-        if not self.is_first:
-            x = torch.cat([self.waiting[key], x], dim=2)
-        self.waiting[key] = x[:, :, n:].clone()
-        return x[:, :, :n]
+    def hold(self, key: nn.Module, x: Tensor) -> Callable[[int], Tensor]:
+        """Put `x` behind what waits under `key`; the function that is returned takes the next n slices out."""
+        self.waiting[key] = torch.cat([self.waiting[key], x], dim=2) if key in self.waiting else x
+
+        def take(n: int) -> Tensor:
+            held = self.waiting[key]
+            self.waiting[key] = held[:, :, n:].clone()
+            return held[:, :, :n]
+
+        return take
 
 
 def _conv(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Conv3d:

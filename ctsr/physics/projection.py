@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["NORM_LIMIT", "projection_matrix", "projector"]
+__all__ = ["NORM_LIMIT", "damping", "projection_matrix", "projector"]
 
 NORM_LIMIT = 3.0  # ‖A‖₂ ‖P‖₂: the most that the projection may amplify
 _SOLVABLE = 1e-13  # λ/‖A‖₂² at least: two thick slices may see the same thin ones; costs 10⁻¹² of exactness
 
 
-def projection_matrix(A: np.ndarray) -> np.ndarray:
-    """P = Aᵀ (A Aᵀ + λI)⁻¹, (m, n) float64, for A (n, m)."""
-    gram = A @ A.T
-    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None))
+def damping(A: np.ndarray) -> float:
+    """The smallest λ ≥ 0 with ‖A‖₂ ‖P‖₂ ≤ 3. It depends on the length of the stack where it is not 0."""
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(A @ A.T), 0.0, None))
     largest = singular[-1]
     # σ/(σ² + λ) ≤ limit/σ₁ for every σ  ⇔  λ ≥ σ (σ₁/limit − σ)
-    damping = max(_SOLVABLE * largest**2, float((singular * (largest / NORM_LIMIT - singular)).max()))
-    return np.linalg.solve(gram + damping * np.eye(len(gram)), A).T
+    return max(_SOLVABLE * largest**2, float((singular * (largest / NORM_LIMIT - singular)).max()))
+
+
+def projection_matrix(A: np.ndarray, lam: float | None = None) -> np.ndarray:
+    """P = Aᵀ (A Aᵀ + λI)⁻¹, (m, n) float64, for A (n, m). lam: λ, where it is not A's own `damping`."""
+    lam = damping(A) if lam is None else lam
+    return np.linalg.solve(A @ A.T + lam * np.eye(len(A)), A).T
 
 
 def projector(A: np.ndarray, P: np.ndarray) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""One doubling by a network, however it is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ctsr.infer.windows import Tiling
+from ctsr.models.simple_unet3d import SimpleUNet3DConfig
+from tests.infer.tiny import CONFIG, engine, network, pipeline, thick
+
+SAME = 0.05  # HU
+
+
+def result(plane, n=9, **told):
+    p = pipeline("baseline", plane, n=n, **told)
+    return p.rows(thick(n, plane), 0, p.m)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("channels", [(8, 8), (4, 4, 4)])
+def test_chunks_of_any_size_equal_the_whole_network(chunk, channels):
+    net = network(config=SimpleUNet3DConfig(channels=channels))
+    y = torch.from_numpy(thick(11, (13, 10)).astype(np.float32))[None, None]
+    inverse = y.repeat_interleave(2, dim=2) + torch.randn(1, 1, 22, 13, 10, generator=torch.Generator())
+    rho = torch.ones(1)
+    cuts = [(a, min(11, a + chunk)) for a in range(0, 11, chunk)]
+    with torch.inference_mode():
+        pieces = list(
+            net.stream(iter([(y[:, :, a:b], inverse[:, :, 2 * a : 2 * b]) for a, b in cuts]), rho, depth=11)
+        )
+        whole = net(y, inverse, rho)
+    assert len(pieces) == len(cuts)
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, atol=SAME, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 30])
+def test_a_stack_of_any_height_streams(n):
+    np.testing.assert_allclose(result((9, 8), n, chunk=1), result((9, 8), n, chunk=64), atol=SAME)
+
+
+@pytest.mark.parametrize("patch", [(8, 8), (16, 24), (40, 8)])
+def test_windows_that_overlap_by_the_reach_equal_the_whole(patch):
+    plane = (61, 50)
+    np.testing.assert_allclose(result(plane, 5, patch=patch), result(plane, 5), atol=SAME)
+
+
+def test_two_tilings_agree():
+    plane = (61, 50)
+    one, other = result(plane, 5, patch=(16, 16)), result(plane, 5, patch=(24, 32))
+    np.testing.assert_allclose(one, other, atol=SAME)
+
+
+def test_the_reach_is_no_larger_than_it_must_be():
+    """Windows that overlap by less than half of it differ from the whole: the law above can fail."""
+    plane, reach = (61, 50), network().plane_reach
+    blended = result(plane, 5, patch=(8, 8), overlap=reach // 4)
+    assert np.abs(blended - result(plane, 5)).max() > SAME
+
+
+def test_blended_windows_stay_near_the_whole():
+    plane = (61, 50)
+    whole, added = result(plane, 5), pipeline("baseline", plane, n=5)
+    most = np.abs(added.added(thick(5, plane), whole, 0)).max()  # what the network does at all
+    blended = result(plane, 5, patch=(16, 16), overlap=8)
+    assert np.abs(blended - whole).max() < most
+    assert np.percentile(np.abs(blended - whole), 50) < most / 10
+
+
+@pytest.mark.parametrize("overlap", [0, 8, 22])
+def test_windows_cover_the_image_once(overlap):
+    tiling = Tiling(61, 50, (16, 24), overlap, 22, 4)
+    seen = np.zeros((61, 50), int)
+    for window in tiling:
+        seen[window.keep] += 1
+        a, b = window.keep_in_read
+        assert (a.start, b.start) >= (0, 0)
+        assert all(cut.start % 4 == 0 for cut in (*window.read, *window.keep))
+    assert (seen == 1).all()
+    assert tiling.pixels == sum(np.zeros((61, 50))[w.read].size for w in tiling)
+
+
+def test_progress_adds_up_to_all_slices():
+    told: list[float] = []
+    p = pipeline("baseline", (40, 40), n=12, factor=4.0, patch=(16, 16))
+    p.rows(thick(12, (40, 40)), 0, p.m, progress=told.append)
+    assert sum(told) == pytest.approx(12 + 24)  # two doublings
+
+
+def test_the_working_memory_grows_with_chunk_window_and_network():
+    assert engine(8).working_bytes(64, 64) > engine(2).working_bytes(64, 64) > 0
+    assert engine(8).working_bytes(64, 128) == 2 * engine(8).working_bytes(64, 64)
+    wide = SimpleUNet3DConfig(channels=(2 * CONFIG.channels[0], 8))
+    assert engine(8, wide).working_bytes(64, 64) == 2 * engine(8).working_bytes(64, 64)
