@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ctsr.errors import CtsrError
 
-__all__ = ["Console", "Ticker", "printable"]
+__all__ = ["Console", "Ticker", "printable", "silence_stdout"]
 
 PLAIN_LINE_SECONDS = 60.0  # off a terminal, long work says a line this often
 
@@ -49,16 +49,16 @@ class Console:
 
     def error(self, error: CtsrError) -> None:
         """The line that says why the run ended; under `--json` a document on stdout as well."""
+        self._say(f"error: {printable(error)}")
         if self.as_json:
             told = {"code": error.exit_code, "path": error.path, "reason": error.reason, "hint": error.hint}
             document = {"ok": False, "error": told} | _finite(error.report)
             _to_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        self._say(f"error: {printable(error)}")
 
     def result(self, text: str) -> None:
         """A result for people; silent under `--json`."""
         if not self.as_json:
-            _to_stdout(text + "\n")
+            _to_stdout(printable(text) + "\n")
 
     def document(self, content: Mapping[str, Any]) -> None:
         """The one JSON document of a successful run, under `--json`; what is not finite is null."""
@@ -135,16 +135,25 @@ def _is_terminal() -> bool:
 
 
 def _to_stdout(text: str) -> None:
-    """A reader that went away (`| head`) is no error of ours; a full disk is."""
+    """Write and flush. A reader that went away (`| head`) is no error of ours; a full disk is: OSError."""
     if sys.stdout is None:
         return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
     except ValueError:  # closed
         pass
+    except OSError:
+        silence_stdout()
+        raise
+
+
+def silence_stdout() -> None:
+    """Send what stdout still holds to nowhere, so that the interpreter does not fail on it at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _cell(value: object) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from ctsr import __version__
 from ctsr.cli import evaluate, signals, simulate, train_baseline, upsample
-from ctsr.cli.console import Console
+from ctsr.cli.console import Console, silence_stdout
 from ctsr.errors import CtsrError, ResourceError, UsageError
 
 __all__ = ["app", "main"]
@@ -22,7 +22,6 @@ app = typer.Typer(
     name="ctsr",
     help="Thin-slice CT from thick-slice CT: better resolution along z, HU kept, measured slices kept.",
     epilog="Research use only; not a medical device.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,7 +46,9 @@ def _root(
         _show_version(as_json)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        raise typer.BadParameter("no command given")
+        with contextlib.redirect_stdout(sys.stderr):
+            context.get_help()  # Typer's prints it
+        raise UsageError("no command given", hint="ctsr upsample SRC OUT is the main one")
 
 
 def main() -> None:
@@ -56,26 +57,45 @@ def main() -> None:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signals.install()
-    console = Console(as_json="--json" in sys.argv)
-    code = 0
+    try:
+        sys.exit(_run(Console(as_json="--json" in sys.argv)))
+    except signals.Interrupted as exc:
+        signals.die_by(exc.signum)
+
+
+def _run(console: Console) -> int:
+    """The exit code of the command in `sys.argv`; what went wrong is said."""
     try:
         outcome = app(standalone_mode=False)
-        code = outcome if isinstance(outcome, int) else 0
-    except signals.Interrupted as exc:
+        _flush()
+        return outcome if isinstance(outcome, int) else 0
+    except signals.Interrupted:
         console.error(CtsrError("interrupted"))
-        signals.die_by(exc.signum)
-    except typer.Exit as exc:
-        code = exc.exit_code
+        raise
+    except (BrokenPipeError, SystemExit):  # the reader of a help text went away; Typer makes an exit of it
+        code = 0
     except Exception as exc:
         if "--debug" in sys.argv:
             traceback.print_exc()
         error = _as_ours(exc)
+        code = error.exit_code
         with contextlib.suppress(OSError):  # stdout on a full disk: the line on stderr is what is left
             console.error(error)
-        code = error.exit_code
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
-    sys.exit(code)
+    with contextlib.suppress(OSError):
+        _flush()
+    return code
+
+
+def _flush() -> None:
+    """Write out what stdout holds back; where that fails, nowhere: the interpreter would fail on it again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except ValueError:  # closed
+        pass
+    except OSError:
+        silence_stdout()
+        raise
 
 
 def _as_ours(exc: Exception) -> CtsrError:
@@ -89,7 +109,8 @@ def _as_ours(exc: Exception) -> CtsrError:
             "out of memory", hint="--max-memory bounds what is taken, --dry-run says what is needed"
         )
     if isinstance(exc, OSError):
-        return ResourceError(f"{exc.strerror or exc}", path=exc.filename)
+        words = str(exc.strerror or exc)
+        return ResourceError(words[:1].lower() + words[1:], path=exc.filename)
     words = " ".join(str(exc).split())
     return CtsrError(f"internal: {type(exc).__name__}: {words}", hint="please report; --debug shows where")
 
@@ -119,4 +140,5 @@ def _show_version(as_json: bool) -> None:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-    print(json.dumps(facts) if as_json else "\n".join(f"{name} {value}" for name, value in facts.items()))
+    text = json.dumps(facts) if as_json else "\n".join(f"{name} {value}" for name, value in facts.items())
+    sys.stdout.write(text + "\n")

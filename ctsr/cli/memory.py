@@ -10,6 +10,9 @@ __all__ = ["keep_freed_memory"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
+KEPT_BYTES = 1 << 27  # an activation at 512 × 512 has up to 63 MB; a volume has more and goes back when freed
+
+
 def keep_freed_memory() -> None:
     """Let glibc hand a freed block out again instead of returning it to the kernel.
 
@@ -19,5 +22,5 @@ def keep_freed_memory() -> None:
     if sys.platform.startswith("linux"):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
             mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +34,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Put a TOML file's entries where the parser looks for defaults: the command line wins."""
     if path is None:
         return None
+    if not path.is_file():
+        raise UsageError("is not a file" if path.exists() else "does not exist", path=path)
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
@@ -103,10 +106,11 @@ def console_of(quiet: bool, verbose: bool, as_json: bool) -> Console:
 
 
 def n_cpus() -> int:
-    """CPUs that this process may use: affinity, Slurm's grant and the cgroup's quota, the smallest winning."""
+    """CPUs that this process may use: affinity, Slurm's grant, OMP_NUM_THREADS, the cgroup; the smallest wins."""
     found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
-        found.append(int(granted))
+    for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
+        if (granted := os.environ.get(name, "")).isdigit():
+            found.append(int(granted))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
@@ -117,9 +121,16 @@ def n_cpus() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Set torch's threads for this process and return their number."""
-    import torch
+    """Bound the threads of this process, NumPy's and torch's, and return their number.
 
+    Both read the environment when they are loaded, so a command calls this before it imports either.
+    """
+    most = 4 * (os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise UsageError(f"--threads: {threads} is not in 1…{most}")
     n = threads or n_cpus()
-    torch.set_num_threads(n)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ[name] = str(n)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n)
     return n

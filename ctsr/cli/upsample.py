@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -172,9 +172,10 @@ def upsample(
         raise UsageError(f"--consistency: {consistency} is not hard or off")
     if project is not None and checkpoint is not None:
         raise UsageError("--project and --checkpoint exclude each other")
-    if patch_size is not None and min(patch_size) < 1:
-        raise UsageError(f"--patch-size: {patch_size} has a side below 1")
+    if shard is not None and not source.is_dir():
+        raise UsageError("--shard is for a folder of cases")
     limit = _bytes(max_memory)
+    n_threads = o.use_threads(threads)
     console = o.console_of(quiet, verbose, as_json)
     from ctsr.cli.memory import keep_freed_memory
     from ctsr.workflows.folder import raise_for_failures
@@ -183,46 +184,30 @@ def upsample(
     from ctsr.workflows.upsample import FileOptions, Report, upsample_file, upsample_folder
 
     keep_freed_memory()
-    n_threads = o.use_threads(threads)
+    notes: list[str] = []
     thinner = Thinner(
         factor=factor, spacing=spacing, model=model, thickness=thickness, out_thickness=out_thickness, axis=axis,
         checkpoint=str(project / "checkpoints" / model / "best.safetensors") if project else checkpoint,
-        profile=read_profile(profile), is_consistent=consistency == "hard", patch=patch_size, overlap=overlap,
-        max_memory=limit, device=device, dtype=dtype, is_strict=strict,
+        profile=read_profile(profile, notes=notes), is_consistent=consistency == "hard", patch=patch_size,
+        overlap=overlap, max_memory=limit, device=device, dtype=dtype, is_strict=strict,
     )  # fmt: skip
-    if thinner.weights and (checkpoint or project):
-        console.note(
-            f"weights: {thinner.weights['weights']}, sha256 {thinner.weights['weights_sha256'][:12]}"
-        )
     files = FileOptions(
         overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run, preview=preview, save_added=save_added,
         form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
     )  # fmt: skip
+    for note in notes:
+        console.note(note)
     with console.progress(str(source)) as ticker:
+        told = Report(console.note, console.warn, console.detail, ticker)
         if source.is_dir():
-            told = Report(
-                console.note, console.warn, console.detail, lambda share, words: ticker(share, words)
-            )
             rows = upsample_folder(source, target, thinner, files, told, shard=shard)
         else:
-            if shard is not None:
-                raise UsageError("--shard is for a folder of cases")
-            told = Report(
-                console.note, console.warn, console.detail if not dry_run else lambda text: None, ticker
-            )
             rows = [upsample_file(source, target, thinner, files, told)]
     if source.is_dir():
-        console.table(
-            [
-                {
-                    k: row.get(k, "")
-                    for k in ("case", "status", "reason", "slices_in", "slices_out", "seconds")
-                }
-                for row in rows
-            ]
-        )
-        console.document({"cases": rows})
+        shown = ("case", "status", "reason", "slices_in", "slices_out", "seconds")
+        console.table([{name: row.get(name, "") for name in shown} for row in rows])
         raise_for_failures(rows, path=source)
+        console.document({"cases": rows})
         return
     row = rows[0]
     console.document(row)
@@ -232,12 +217,21 @@ def upsample(
         console.result(f"{target}: {_summary(row, n_threads)}")
 
 
-def _summary(row: dict, threads: int) -> str:
-    grid = f"{row['slices_out']} slices of {row['output_spacing_mm']:g} mm from {row['slices_in']} of {row['input_spacing_mm']:g} mm"
+def _summary(row: dict[str, Any], threads: int) -> str:
+    grid = (
+        f"{row['slices_out']} slices of {row['output_spacing_mm']:g} mm "
+        f"from {row['slices_in']} of {row['input_spacing_mm']:g} mm"
+    )
     if row["status"] == "planned":
-        return f"would hold {grid}; {row['peak_gb']} GB at most, {row['slabs']} slab(s), {threads} threads, about {row['estimate_seconds']:.0f} s"
-    residual = f"measured slices reproduced to {row['residual_mean_hu']:.2f} HU (mean), {row['residual_max_hu']:.2f} HU (max)"
-    return f"{grid}; {residual}; {row['seconds']:.1f} s"
+        return (
+            f"would hold {grid}; {row['peak_gb']} GB at most, {row['slabs']} slab(s) along z, "
+            f"{row['windows']} window(s) in plane, {threads} thread(s), about {row['estimate_seconds']:.0f} s"
+        )
+    mean, largest = row["residual_mean_hu"], row["residual_max_hu"]
+    return (
+        f"{grid}; measured slices reproduced to {mean:.2f} HU (mean), {largest:.2f} HU (max); "
+        f"{row['seconds']:.1f} s"
+    )
 
 
 def _bytes(text: str | None) -> float | None:

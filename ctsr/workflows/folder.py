@@ -1,4 +1,4 @@
-"""Folder in, folder out: which cases there are, which share of them is ours, and a loop that one bad case does not stop."""
+"""Folder in, folder out: its cases, the share of them that is ours, a loop that one bad case does not stop."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 from ctsr.errors import (
     CtsrError,
-    InputError,
     NetworkError,
     ResourceError,
     SomeCasesFailed,
     UsageError,
     WeightsError,
 )
-from ctsr.io.lists import volumes_in
+from ctsr.io.lists import VOLUME_SUFFIXES, stem, volumes_in
 
-__all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "take_shard"]
+__all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "shard_name", "take_shard"]
 
 _DISK_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -37,9 +36,11 @@ class Case:
 def find_cases(source: Path, target: Path) -> list[Case]:
     """The NIfTI files below `source`, each with its place in the same tree below `target` (as .nii.gz or .nii).
 
-    Raises UsageError where `target` is a file, lies inside `source` or two inputs would share an output; InputError
+    Raises UsageError where `target` is a file or lies inside `source`, where two inputs would share an output, or
     where there is nothing to do.
     """
+    if target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir():
+        raise UsageError("names a file; a folder of cases needs a folder for its results", path=target)
     if target.exists() and not target.is_dir():
         raise UsageError("is a file; a folder of cases needs a folder for its results", path=target)
     resolved_source, resolved_target = source.resolve(), target.resolve()
@@ -49,11 +50,11 @@ def find_cases(source: Path, target: Path) -> list[Case]:
         )
     found = volumes_in(source)
     if not found:
-        raise InputError("no .nii or .nii.gz files in it", path=source)
+        raise UsageError("no .nii or .nii.gz files in it", path=source, hint="DICOM is read by ctsr convert")
     cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
     taken: dict[str, str] = {}
     for case in cases:
-        key = os.path.normcase(str(case.target)).lower().removesuffix(".gz").removesuffix(".nii")
+        key = str(case.target.with_name(stem(case.target))).lower()  # one record, and some disks know no case
         if key in taken:
             raise UsageError(f"{taken[key]} and {case.name} would share one output", path=source)
         taken[key] = case.name
@@ -66,6 +67,12 @@ def take_shard(cases: Sequence[Case], shard: str | None) -> list[Case]:
         return list(cases)
     index, count = _from_environment(os.environ) if shard == "env" else _parse(shard)
     return list(cases[index - 1 :: count])
+
+
+def shard_name(shard: str) -> str:
+    """What a share's own files are called, so that shares do not overwrite each other's: 1-of-3."""
+    index, count = _from_environment(os.environ) if shard == "env" else _parse(shard)
+    return f"{index}-of-{count}"
 
 
 def run_cases(
@@ -100,9 +107,8 @@ def raise_for_failures(rows: Iterable[Mapping[str, Any]], *, path: Path) -> None
     rows = list(rows)
     bad = [row for row in rows if row["status"] == "failed"]
     if bad:
-        raise SomeCasesFailed(
-            f"{len(bad)} of {len(rows)} cases failed, the first is {bad[0]['case']}", path=path
-        )
+        reason = f"{len(bad)} of {len(rows)} cases failed, the first is {bad[0]['case']}"
+        raise SomeCasesFailed(reason, path=path, report={"cases": rows})
 
 
 def _stops_the_run(error: CtsrError) -> bool:

@@ -15,6 +15,7 @@ from ctsr.core.geometry import canonical_turn, slice_axis
 from ctsr.core.storage import rounded, storage_type
 from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.errors import GeometryError, InputError, UsageError
+from ctsr.infer.device import check_names
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
 from ctsr.infer.plan import Plan, make_plan
 from ctsr.infer.windows import Tiling
@@ -31,6 +32,8 @@ __all__ = ["Job", "Options", "Thinner", "Upsampled", "upsample"]
 FACTOR_LIMIT = 20.0
 NEARLY_ISOTROPIC = 1.25  # slices closer than this many in-plane pixels need no thinning unless asked for
 NIFTI_LIMIT = 32_767  # slices
+ROWS = 16  # image rows that the residual is measured on at a time
+SEEN = 1e-4  # a thick voxel counts as seeing a thin one from this weight on
 AVAILABLE_SHARE = 0.6  # of the free memory that is taken without being asked for a limit
 
 
@@ -66,9 +69,14 @@ class Options:
         if self.out_thickness is not None and self.profile.kind in (ProfileKind.BOX, ProfileKind.FILE):
             raise UsageError(f"--out-thickness has no meaning with --profile {self.profile.kind}")
         if self.model not in (*CLASSICAL, "baseline"):
-            raise UsageError(f"--model: {self.model} is none of baseline, {', '.join(CLASSICAL)}")
+            raise UsageError(f"--model: {self.model} is not baseline, {', '.join(CLASSICAL)}")
         if self.model in CLASSICAL and self.checkpoint is not None:
             raise UsageError(f"--checkpoint has no meaning with --model {self.model}")
+        if self.patch is not None and min(self.patch) < 1:
+            raise UsageError(f"--patch-size: {self.patch} has a side below 1")
+        if self.overlap is not None and (self.patch is None or not 0 <= self.overlap < min(self.patch[1:])):
+            raise UsageError(f"--overlap: {self.overlap} is not below --patch-size")
+        check_names(self.device, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ class Upsampled:
 
 
 class Thinner:
-    """Turns thick volumes into thin ones; keeps its network between calls.
+    """Turns thick volumes into thin ones; loads its network at first use and keeps it between calls.
 
     `ctsr.Upsampler(model="baseline", factor=2)` is this, with the fields of `Options`.
     """
@@ -89,23 +97,29 @@ class Thinner:
     def __init__(self, **options: Any) -> None:
         self.options = Options(**options)
         self._engine: Engine | None = None
-        self.weights: dict[str, Any] = {}
-        if self.options.model not in CLASSICAL:
-            self._load()
+        self._weights: dict[str, Any] = {}
 
     def __call__(self, volume: Volume) -> Upsampled:
-        """The thin volume. Raises InputError, GeometryError, UsageError or ResourceError."""
+        """The thin volume. Raises InputError, GeometryError, UsageError, ResourceError or WeightsError."""
         job = self.job(volume)
         data = np.empty(job.shape, job.dtype, order="F")
         turned = job.turn.apply(data)
         for start, part in job.run():
             turned[start : start + len(part)] = part
-        return Upsampled(job.volume(data), job.record, job.notes)
+        return Upsampled(job.volume(data), job.record, [*job.notes, *job.warnings])
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What stands in a record about the network: name, sha256, device, number format; empty without one."""
+        if self.options.model not in CLASSICAL and self._engine is None:
+            self._load()
+        return self._weights
 
     def job(self, volume: Volume, *, is_streamed: bool = False, keeps_added: bool = False) -> Job:
         """What has to be done for this volume, planned; nothing is computed yet."""
+        weights = self.weights
         return Job(
-            volume, self.options, self._engine, self.weights, is_streamed=is_streamed, keeps_added=keeps_added
+            volume, self.options, self._engine, weights, is_streamed=is_streamed, keeps_added=keeps_added
         )
 
     def _load(self) -> None:
@@ -119,7 +133,7 @@ class Thinner:
         dtype, reason = choose_dtype(self.options.dtype, device)
         chunk = CHUNK if self.options.patch is None else self.options.patch[0]
         self._engine = Engine(network, device, dtype, chunk)  # type: ignore[arg-type]
-        self.weights = {
+        self._weights = {
             "weights": Path(name).name if self.options.checkpoint else f"{name} (shipped)",
             "weights_sha256": file.sha256,
             "device": str(device),
@@ -164,32 +178,35 @@ class Job:
         shape = list(volume.shape)
         shape[self.axis] = grid.m
         self.shape = (shape[0], shape[1], shape[2])
-        self.padding = y <= PADDING_LIMIT
-        if self.padding.any():
+        self.given = self.y = y
+        self.padding: np.ndarray | None = None
+        if volume.data.min() <= PADDING_LIMIT:
+            self.padding = y <= PADDING_LIMIT
             self.y = np.where(self.padding, y.dtype.type(AIR), y)
-            self.given = y
-        else:
-            self.y, self.padding = y, None  # type: ignore[assignment]
         self.dtype = storage_type(volume.result_dtype, volume.data.min(), volume.data.max())
         tiling = _tiling(options, engine, y.shape[1:])
         self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine)
         self.can_stream = is_streamed and self.axis == 2
         self.plan: Plan = make_plan(
             self.pipeline,
-            input_bytes=volume.data.nbytes * (2 if self.padding is not None else 1),
+            input_bytes=volume.data.nbytes,
+            is_padded=self.padding is not None,
             itemsize=self.dtype.itemsize,
             is_streamed=self.can_stream,
-            limit=options.max_memory or _free() * AVAILABLE_SHARE,
             keeps_added=keeps_added,
+            limit=options.max_memory or _free() * AVAILABLE_SHARE,
         )
-        self.keeps_added = keeps_added
-        self.added: list[np.ndarray] = []
+        self.pipeline.tiling = self.plan.tiling
+        self.added = np.empty((self.pipeline.m, *y.shape[1:]), np.float32) if keeps_added else None
         self.residual = _Residual()
         self._check_domain(volume, weights)
         self.record = self._record(weights)
 
     def run(self, progress: Callable[[float], None] = lambda share: None) -> Iterator[tuple[int, np.ndarray]]:
-        """(start, part (k, H, W) in the result's type) slab by slab, in the order of the file where z is its slowest axis."""
+        """(start, part (k, H, W) in the result's type) slab by slab.
+
+        In the order of the file where z is its slowest axis. The record is complete when the last slab is taken.
+        """
         started = time.monotonic()
         slabs = self.plan.slabs[::-1] if self.turn.flips[0] else self.plan.slabs
         total = sum((b - a) for a, b in slabs)
@@ -215,22 +232,20 @@ class Job:
 
     def _slab(self, start: int, stop: int, progress: Callable[[float], None]) -> np.ndarray:
         """Rounded thin slices; measures the residual of the thick slices whose centres lie in the slab."""
-        grid, m = self.recipe.grid, self.pipeline.m
-        centres = (
-            np.floor((grid.thick_centres - grid.edges[0]) * self.recipe.factor).astype(int).clip(0, m - 1)
-        )
-        thick = np.flatnonzero((centres >= start) & (centres < stop))
-        wide_start, wide_stop = start, stop
-        if len(thick):
-            a, b = self.pipeline.thick_support(thick[0], thick[-1] + 1)
-            wide_start, wide_stop = min(start, a), max(stop, b)
+        wide_start, wide_stop = self.pipeline.widened(start, stop)
         exact = self.pipeline.rows(self.y, wide_start, wide_stop, progress=progress)
-        if self.keeps_added:
-            added = self.pipeline.added(self.y, exact, wide_start)
-            self.added.append(added[start - wide_start : stop - wide_start])
+        if self.added is not None:
+            inner = exact[start - wide_start : stop - wide_start]
+            self.added[start:stop] = self.pipeline.added(self.y, inner, start)
         stored, spoilt = self._stored(exact, wide_start)
-        if len(thick):
-            self.residual.add(self.pipeline.A, self.y, stored, spoilt, thick=thick, start=wide_start)
+        self.residual.add(
+            self.pipeline.A,
+            self.y,
+            stored,
+            spoilt,
+            thick=self.pipeline.thick_in(start, stop),
+            start=wide_start,
+        )
         return stored[start - wide_start : stop - wide_start]
 
     def _stored(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -261,7 +276,7 @@ class Job:
             )
         if o.spacing is not None and not spacing / FACTOR_LIMIT <= o.spacing < spacing * (1 - 1e-6):
             raise UsageError(
-                f"--spacing: {o.spacing:g} mm is not below the slices' {spacing:g} mm, by a factor of 20 at most"
+                f"--spacing: {o.spacing:g} mm is not within {spacing / FACTOR_LIMIT:.4g}…{spacing:.4g} mm"
             )
         factor = spacing / o.spacing if o.spacing is not None else o.factor or 2.0
         thickness = o.thickness or volume.slice_thickness
@@ -319,12 +334,12 @@ class Job:
             "factor": r.factor,
             "SliceThickness": round(r.result_thickness, 6),
             "SpacingBetweenSlices": round(r.spacing / r.factor, 6),
-            "input_slice_thickness_mm": r.thickness,
-            "input_spacing_mm": r.spacing,
+            "input_slice_thickness_mm": round(r.thickness, 6),
+            "input_spacing_mm": round(r.spacing, 6),
             "profile": str(r.profile.kind),
-            "consistency": "hard"
-            if r.is_consistent and r.method not in ("nearest", "linear", "cubic")
-            else "off",
+            "consistency": "hard" if r.is_consistent and r.method not in CLASSICAL[:3] else "off",
+            "slices_in": r.n,
+            "slices_out": self.pipeline.m,
             "outside_trained_range": self.outside,
             "notice": "research use only; not a medical device",
         } | {k: v for k, v in weights.items() if k in ("weights", "weights_sha256", "device", "dtype")}
@@ -359,20 +374,19 @@ class _Residual:
         x: np.ndarray,
         spoilt: np.ndarray | None,
         *,
-        thick: np.ndarray,
+        thick: tuple[int, int],
         start: int,
     ) -> None:
-        """x: thin slices from `start` on, which cover the support of the thick slices `thick`."""
-        a, b = thick[0], thick[-1] + 1
+        """x: thin slices from `start` on, which cover the support of the thick slices of the range `thick`."""
+        a, b = thick
         part = A[a:b, start : start + len(x)]
-        counts = None
-        if spoilt is not None:
-            counts = apply_along_z((part > 1e-4).astype(np.float64), spoilt) < 0.5
-        for rows in range(0, y.shape[1], 64):
-            cut = slice(rows, rows + 64)
+        if a == b:
+            return
+        for rows in range(0, y.shape[1], ROWS):
+            cut = slice(rows, rows + ROWS)
             difference = np.abs(apply_along_z(part, x[:, cut]) - y[a:b, cut])
-            if counts is not None:
-                difference = difference[counts[:, cut]]
+            if spoilt is not None:
+                difference = difference[apply_along_z(part > SEEN, spoilt[:, cut]) < 0.5]
             self.left_out += (b - a) * y[0, cut].size - difference.size
             self.count += difference.size
             self.total += float(difference.sum(dtype=np.float64))
@@ -392,6 +406,8 @@ def _tiling(options: Options, engine: Engine | None, plane: tuple[int, ...]) -> 
         return Tiling(height, width, None, 0, 0, 1)
     reach, stride = engine.network.plane_reach, engine.network.stride
     patch = None if options.patch is None else options.patch[1:]
+    if patch is not None and any(side % stride for side in patch):
+        raise UsageError(f"--patch-size: {patch[0]} × {patch[1]} pixels are no multiples of {stride}")
     if patch is not None and patch[0] >= height and patch[1] >= width:
         patch = None
     return Tiling(height, width, patch, reach if options.overlap is None else options.overlap, reach, stride)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.atomic import check_output, write_bytes
-from ctsr.io.lists import write_table
+from ctsr.io.lists import VOLUME_SUFFIXES, write_table
 from ctsr.io.nifti import SlabWriter, read_volume, write_slabs, write_volume
-from ctsr.io.provenance import read_sidecar, sha256_of
-from ctsr.workflows.folder import Case, find_cases, run_cases, take_shard
+from ctsr.io.provenance import check_image_output, read_sidecar, sha256_of
+from ctsr.workflows.folder import Case, find_cases, run_cases, shard_name, take_shard
 from ctsr.workflows.thinner import Job, Thinner
 
 __all__ = ["FileOptions", "Report", "upsample_file", "upsample_folder"]
@@ -58,18 +57,21 @@ def upsample_file(
 ) -> dict[str, Any]:
     """Thin one file; returns the row of a summary. An existing output stays as it was unless all went well.
 
-    Raises UsageError, InputError, ResourceError; nothing is left behind then.
+    Raises UsageError, WeightsError, ResourceError, InputError; nothing is left behind then.
     """
+    if not (files.skip_existing and target.exists()):
+        _check_outputs(source, target, files)
+    _note_weights(thinner, report)
+    return _thin(source, target, thinner, files, report)
+
+
+def _thin(source: Path, target: Path, thinner: Thinner, files: FileOptions, report: Report) -> dict[str, Any]:
     started = time.monotonic()
     request = _request(thinner, files)
     if not source.exists() and not source.is_symlink():
         raise InputError("does not exist", path=source)
     if files.skip_existing and target.exists():
-        _refuse_other_record(source, target, request)
-        return {"status": "skipped"}
-    for path in (target, files.preview, files.save_added):
-        if path is not None and not files.is_dry_run:
-            check_output(path, overwrite=files.overwrite, inputs=[source])
+        return _row(_agreeing_record(source, target, request)) | {"status": "skipped"}
     notes: list[str] = []
     volume = read_volume(
         source,
@@ -87,35 +89,17 @@ def upsample_file(
     for warning in job.warnings:
         report.warn(f"{source}: {warning}")
     report.detail(f"{source}: {_described(job, thinner, files)}")
-    row = _row(job)
     if files.is_dry_run:
-        return row | {
+        return _row(job.record) | {
             "status": "planned",
             "peak_gb": round(job.plan.peak_bytes / 1e9, 3),
             "slabs": len(job.plan.slabs),
+            "windows": len(list(job.plan.tiling)),
             "estimate_seconds": round(job.plan.seconds(files.threads), 1),
         }
     job.record |= request | {"input_sha256": sha256_of(source), "seed": files.seed, "threads": files.threads}
-    planes = _write(job, target, files, report)
-    seconds = round(time.monotonic() - started, 3)
-    if files.save_added is not None:
-        _write_added(job, files.save_added, overwrite=files.overwrite)
-    if files.preview is not None:
-        from ctsr.workflows.figures import preview
-
-        before = job.turn.apply(volume.data)
-        data = preview(
-            before,
-            planes,
-            spacing=_turned_spacing(job),
-            title=f"{job.recipe.method}, {job.recipe.factor:g} ×",
-        )
-        write_bytes(files.preview, data, overwrite=files.overwrite)
-    return row | {
-        "residual_mean_hu": job.record["consistency_residual_mean_hu"],
-        "residual_max_hu": job.record["consistency_residual_max_hu"],
-        "seconds": seconds,
-    }
+    _write(job, target, files, report)
+    return _row(job.record) | {"status": "ok", "seconds": round(time.monotonic() - started, 3)}
 
 
 def upsample_folder(
@@ -128,19 +112,20 @@ def upsample_folder(
     if files.preview is not None or files.save_added is not None:
         raise UsageError("--preview and --save-added are for one file")
     cases = take_shard(find_cases(source, target), shard)
-    if not files.is_dry_run:
-        if not files.skip_existing:
-            for case in cases:
-                if case.target.exists() and not files.overwrite:
-                    raise UsageError(
-                        "exists", path=case.target, hint="--overwrite replaces it, --skip-existing leaves it"
-                    )
-        target.mkdir(parents=True, exist_ok=True)
+    if not files.is_dry_run and not files.skip_existing:
+        for case in cases:
+            if case.target.exists() and not files.overwrite:
+                raise UsageError(
+                    "exists", path=case.target, hint="--overwrite replaces it, --skip-existing leaves it"
+                )
+    _note_weights(thinner, report)
 
     def work(case: Case) -> Mapping[str, Any]:
         if not files.is_dry_run:
             case.target.parent.mkdir(parents=True, exist_ok=True)
-        return upsample_file(case.source, case.target, thinner, files, report)
+            if not (files.skip_existing and case.target.exists()):
+                _check_outputs(case.source, case.target, files)
+        return _thin(case.source, case.target, thinner, files, report)
 
     def failed(case: Case, error: CtsrError) -> None:
         report.warn(f"failed: {error}")
@@ -152,14 +137,35 @@ def upsample_folder(
         done=lambda n: report.progress(n / len(cases), f"{n} of {len(cases)} cases"),
     )
     if not files.is_dry_run and any(row["status"] != "skipped" for row in rows):
-        name = "summary.csv" if shard is None else f"summary-{_shard_name(shard)}.csv"
-        table = [{column: row.get(column, "") for column in COLUMNS} for row in rows]
-        write_table(target / name, table, overwrite=True)
+        name = "summary.csv" if shard is None else f"summary-{shard_name(shard)}.csv"
+        write_table(target / name, COLUMNS, rows, overwrite=True)
     return rows
 
 
-def _write(job: Job, target: Path, files: FileOptions, report: Report) -> dict[str, np.ndarray]:
-    """Compute and write; returns the middle coronal and sagittal planes of the result."""
+def _check_outputs(source: Path, target: Path, files: FileOptions) -> None:
+    """UsageError or ResourceError where an output could not be written at the end."""
+    added = [] if files.save_added is None else [files.save_added]
+    for path in (target, *added):
+        if not path.name.lower().endswith(VOLUME_SUFFIXES):
+            raise UsageError("ends in neither .nii nor .nii.gz", path=path)
+    if files.is_dry_run:
+        return
+    check_image_output(target, overwrite=files.overwrite, inputs=[source])
+    pictures = [] if files.preview is None else [files.preview]
+    for path in (*added, *pictures):
+        check_output(path, overwrite=files.overwrite, inputs=[source])
+    beside = [target, *added, *pictures]
+    if len({path.resolve() for path in beside}) < len(beside):
+        raise UsageError("two outputs have this name", path=beside[-1])
+
+
+def _note_weights(thinner: Thinner, report: Report) -> None:
+    if weights := thinner.weights:
+        report.note(f"weights: {weights['weights']}, sha256 {weights['weights_sha256'][:12]}")
+
+
+def _write(job: Job, target: Path, files: FileOptions, report: Report) -> None:
+    """Compute and write; the image comes last, so that where it is everything is."""
     height, width = job.y.shape[1] // 2, job.y.shape[2] // 2
     planes = {"coronal": np.empty((job.pipeline.m, job.y.shape[2]), job.dtype)}
     planes["sagittal"] = np.empty((job.pipeline.m, job.y.shape[1]), job.dtype)
@@ -178,7 +184,21 @@ def _write(job: Job, target: Path, files: FileOptions, report: Report) -> dict[s
                 job.turn.apply(whole)[rows] = part
         if whole is not None:
             _pour(writer, whole)
-    return planes
+        if files.save_added is not None and job.added is not None:
+            added = Volume(
+                job.turn.undo(job.added), job.affine, form_code=job.source.form_code, slice_axis=job.axis
+            )
+            write_volume(added, files.save_added, overwrite=files.overwrite)
+        if files.preview is not None:
+            write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
+
+
+def _preview(job: Job, planes: Mapping[str, np.ndarray]) -> bytes:
+    from ctsr.workflows.figures import preview
+
+    d, h, w = job.source.spacing[list(job.turn.order)]
+    title = f"{job.recipe.method}, {job.recipe.factor:g} ×"
+    return preview(job.given, planes, spacing=(float(d), float(h), float(w)), title=title)
 
 
 def _pour(writer: SlabWriter, data: np.ndarray) -> None:
@@ -186,22 +206,6 @@ def _pour(writer: SlabWriter, data: np.ndarray) -> None:
     step = max(1, (1 << 23) // max(1, data[:, :, 0].nbytes))
     for k in range(0, data.shape[2], step):
         writer.write(data[:, :, k : k + step])
-
-
-def _write_added(job: Job, path: Path, *, overwrite: bool) -> None:
-    parts = job.added[::-1] if job.turn.flips[0] else job.added
-    added = job.turn.undo(np.concatenate(parts))
-    write_volume(
-        Volume(added, job.affine, form_code=job.source.form_code, slice_axis=job.axis),
-        path,
-        overwrite=overwrite,
-    )
-
-
-def _turned_spacing(job: Job) -> tuple[float, float, float]:
-    """Thick spacing and pixel sizes in the computing order, mm."""
-    d, h, w = job.source.spacing[list(job.turn.order)]
-    return float(d), float(h), float(w)
 
 
 def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
@@ -213,53 +217,59 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
         "model": o.model,
         "thickness_mm": o.thickness,
         "out_thickness_mm": o.out_thickness,
-        "profile": str(o.profile.kind),
+        "profile": str(o.profile.kind) if o.profile.table is None else o.profile.table.tolist(),
         "axis": o.axis,
         "consistency": "hard" if o.is_consistent else "off",
+        "patch": None if o.patch is None else list(o.patch),
+        "overlap": o.overlap,
+        "form": files.form,
         "hu_offset": files.hu_offset,
     }
     return {"request": asked, "weights_sha256": thinner.weights.get("weights_sha256")}
 
 
-def _refuse_other_record(source: Path, target: Path, request: Mapping[str, Any]) -> None:
-    """UsageError where the output that is there was not made by this request from this input."""
+def _agreeing_record(source: Path, target: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the output that is there; UsageError where this request would not make it from `source`."""
+    hint = "--overwrite replaces it"
     record = read_sidecar(target)
     if not record:
-        raise UsageError(
-            "exists without a record of how it was made", path=target, hint="--overwrite replaces it"
-        )
-    wanted = dict(request) | {"input_sha256": sha256_of(source), "output_size_bytes": target.stat().st_size}
-    for key, value in wanted.items():
-        if record.get(key) != value:
-            there = record.get(key)
-            if isinstance(value, dict) and isinstance(there, dict):
-                key, there, value = next((k, there.get(k), v) for k, v in value.items() if there.get(k) != v)
-            raise UsageError(
-                f"was made with {key} {there}, asked for is {value}",
-                path=target,
-                hint="--overwrite replaces it",
-            )
-
-
-def _row(job: Job) -> dict[str, Any]:
-    r = job.recipe
-    return {
-        "status": "ok",
-        "input_spacing_mm": round(r.spacing, 4),
-        "output_spacing_mm": round(r.spacing / r.factor, 4),
-        "slice_thickness_mm": round(r.thickness, 4),
-        "slices_in": r.n,
-        "slices_out": job.pipeline.m,
-        "domain": "; ".join(job.outside) or "within",
+        raise UsageError("exists without a record of how it was made", path=target, hint=hint)
+    there = record | record.get("request", {})
+    asked = {
+        **request["request"],
+        "weights_sha256": request["weights_sha256"],
+        "input_sha256": sha256_of(source),
     }
+    for key, value in asked.items():
+        if there.get(key) != value:
+            raise UsageError(
+                f"was made with {key} {there.get(key)}, asked for is {value}", path=target, hint=hint
+            )
+    if there.get("output_size_bytes") != target.stat().st_size:
+        raise UsageError("is not the file that its record speaks of", path=target, hint=hint)
+    return record
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of an output, from its record."""
+    names = {
+        "input_spacing_mm": "input_spacing_mm", "output_spacing_mm": "SpacingBetweenSlices",
+        "slice_thickness_mm": "input_slice_thickness_mm",
+        "slices_in": "slices_in", "slices_out": "slices_out",
+        "residual_mean_hu": "consistency_residual_mean_hu", "residual_max_hu": "consistency_residual_max_hu",
+    }  # fmt: skip
+    row = {column: record[key] for column, key in names.items() if key in record}
+    outside = "; ".join(record.get("outside_trained_range", ()))
+    return row | {"domain": outside or ("within" if record.get("weights_sha256") else "")}
 
 
 def _described(job: Job, thinner: Thinner, files: FileOptions) -> str:
     r, w = job.recipe, thinner.weights
     network = f"{w['weights']} on {w['device']}, {w['dtype_reason']}; " if w else ""
     return (
-        f"{r.n} slices of {r.spacing:.4g} mm (thickness {r.thickness:.4g} mm, {r.profile.kind}) → {job.pipeline.m} of "
-        f"{r.spacing / r.factor:.4g} mm; {network}{files.threads} threads, {job.plan.describe()}, {_windows(job)}"
+        f"{r.n} slices of {r.spacing:.4g} mm (thickness {r.thickness:.4g} mm, {r.profile.kind}) → "
+        f"{job.pipeline.m} of {r.spacing / r.factor:.4g} mm; {network}{files.threads} thread(s), "
+        f"{job.plan.describe()}, {_windows(job)}"
     )
 
 
@@ -274,13 +284,3 @@ def _windows(job: Job) -> str:
         else f"blended: overlap {tiling.overlap} is below the network's reach of {tiling.reach} pixels"
     )
     return f"{n} window{'s' if n > 1 else ''} in plane ({how})"
-
-
-def _shard_name(shard: str) -> str:
-    """What a share's summary is called, so that shares do not overwrite each other's."""
-    if shard != "env":
-        return shard.replace("/", "-of-")
-    task = next(
-        os.environ[k] for k in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "RANK") if k in os.environ
-    )
-    return f"task-{task}"
