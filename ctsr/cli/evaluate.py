@@ -158,6 +158,7 @@ def evaluate(
     if against is not None and thick is None and not is_pairs:
         raise UsageError("--against needs --thick: the methods start from the thick file")
     console = o.console_of(quiet, verbose, as_json)
+    o.use_threads(threads)
     from ctsr.cli.memory import keep_freed_memory
     from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
     from ctsr.workflows.evaluate_files import evaluate_files
@@ -166,7 +167,6 @@ def evaluate(
     from ctsr.workflows.profiles import read_profile
 
     keep_freed_memory()
-    o.use_threads(threads)
     with console.progress(str(source)) as ticker:
         wanted = Wanted(
             requirements=require or [], out=out, figure=figure, overwrite=overwrite, progress=ticker,
