@@ -15,7 +15,7 @@ SMALL = SimpleUNet3DConfig(channels=(8, 8))
 AGREES = 0.05  # HU, of residuals of some hundred
 
 
-def network(config: SimpleUNet3DConfig = SMALL, *, gain: float = 300.0) -> SimpleUNet3D:
+def network(config: SimpleUNet3DConfig = SMALL, *, gain: float = 30_000.0) -> SimpleUNet3D:
     """One whose residuals are some hundred HU, as after a training; an untrained one's are tiny."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -42,15 +42,16 @@ def test_the_default_network_has_382_thousand_parameters():
 
 @torch.inference_mode()
 def test_an_untrained_network_is_inverse():
-    model = network(SimpleUNet3DConfig(), gain=1.0)
-    residual = model(*inputs(3, 32, 32))
-    assert residual.abs().max() < 10  # HU, beside details of 50
-    assert residual.std() < 2
+    y, inverse, rho = inputs(3, 32, 32)
+    y -= 500  # lung and air, where what enters is largest
+    residual = network(SimpleUNet3DConfig(), gain=1.0)(y, inverse - 500, rho)
+    assert residual.abs().max() < 5  # HU
+    assert residual.std() < 1
 
 
 @settings(max_examples=12)
 @given(
-    first=st.integers(7, 20),
+    first=st.integers(1, 20),
     rest=st.lists(st.integers(1, 9), max_size=5),
     batch=st.integers(1, 2),
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -190,22 +188,14 @@ def test_a_header_of_any_length_is_read(length):
     assert zoo.unpack(data, "x").card == card
 
 
-def test_the_same_content_gives_the_same_bytes_in_another_process():
-    code = (
-        "import hashlib\nfrom tests.models.test_zoo import model, zoo, CONFIG, tensors\n"
-        "data = zoo.pack('baseline', CONFIG.to_dict(), tensors(), card={'seed': 0, 'b': 1})\n"
-        "print(hashlib.sha256(data).hexdigest())"
-    )
+def test_the_same_content_gives_the_same_bytes():
+    """The metadata stand in our order: safetensors writes a hash table's, another in every process."""
     data = zoo.pack("baseline", CONFIG.to_dict(), tensors(), card={"b": 1, "seed": 0})
-    (length,) = struct.unpack("<Q", data[:8])
-    assert length % 8 == 0
-    assert list(json.loads(data[8 : 8 + length])["__metadata__"]) == ["ctsr.format", "kind", "config", "card"]
+    assert data == zoo.pack("baseline", CONFIG.to_dict(), tensors(), card={"seed": 0, "b": 1})
+    header, _ = taken_apart(data)
+    assert list(header["__metadata__"]) == ["ctsr.format", "kind", "config", "card"]
+    assert struct.unpack("<Q", data[:8])[0] % 8 == 0
     assert safetensors.torch.load(data).keys() == tensors().keys()
-    if "ci" in sys.argv:
-        there = subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True
-        )
-        assert there.stdout.decode().strip() == hashlib.sha256(data).hexdigest()
 
 
 def test_what_is_not_finite_is_not_packed():
