@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def choose_device(name: str) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if n_cuda else "mps" if has_mps else "cpu")
+        name = "cuda" if n_cuda else "mps" if has_mps else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun each process has its own
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= n_cuda:
         found = f"has {n_cuda} CUDA devices" if n_cuda else "has no CUDA device"

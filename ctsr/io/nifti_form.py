@@ -20,7 +20,7 @@ __all__ = [
     "quaternion",
 ]
 
-CONVERT = "convert the DICOM series with ctsr convert"
+CONVERT = "convert the DICOM series again, with dcm2niix"
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (taken as mm), metre, mm, micron
 _SCALE_TOLERANCE = 1e-3  # pixdim against the sform's columns, relative
 _FORM_TOLERANCE = 0.1  # mm at the farthest corner, sform against qform

@@ -175,7 +175,7 @@ def _size_and_order(start: bytes, path: str) -> tuple[int, str]:
     raise _foreign(start, path)
 
 
-_DICOM = ("a DICOM file, not NIfTI", "ctsr convert FOLDER turns a series into NIfTI")
+_DICOM = ("a DICOM file, not NIfTI", "dcm2niix turns a series into NIfTI")
 _NRRD = ("an NRRD file, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
 _META = ("a MetaImage, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
 _PAIR = ("one half of a .hdr/.img pair, a single .nii file expected", "nib-convert x.hdr x.nii.gz")

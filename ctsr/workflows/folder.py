@@ -50,7 +50,7 @@ def find_cases(source: Path, target: Path) -> list[Case]:
         )
     found = volumes_in(source)
     if not found:
-        raise UsageError("no .nii or .nii.gz files in it", path=source, hint="DICOM is read by ctsr convert")
+        raise UsageError("no .nii or .nii.gz files in it", path=source, hint="a DICOM series is converted first, with dcm2niix")
     cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
     taken: dict[str, str] = {}
     for case in cases:
