@@ -113,7 +113,7 @@ class SimpleUNet3D(nn.Module):
         conv: Callable[[Any, Tensor], Tensor],
         hold: Callable[[nn.Module, Tensor], Callable[[int], Tensor]],
     ) -> Tensor:
-        """The network once. `conv` applies a 3-tap convolution, `hold` keeps a skip and later gives n slices."""
+        """The network once. `conv` applies a 3-tap convolution, `hold` keeps a skip for later."""
         batch, one, depth, height, width = y.shape
         if one != 1 or inverse.shape != (batch, 1, 2 * depth, height, width) or rho.shape != (batch,):
             raise ValueError(f"shapes do not fit: y {y.shape}, inverse {inverse.shape}, rho {rho.shape}")
