@@ -167,6 +167,8 @@ def evaluate(
     from ctsr.workflows.profiles import read_profile
 
     keep_freed_memory()
+    notes: list[str] = []
+    shape = read_profile(profile, notes=notes)
     with console.progress(str(source)) as ticker:
         wanted = Wanted(
             requirements=require or [], out=out, figure=figure, overwrite=overwrite, progress=ticker,
@@ -176,18 +178,18 @@ def evaluate(
             what = ThinOptions(
                 factors=[_number(part) for part in _parts(factor or "2")],
                 methods=_parts(model or "baseline"), checkpoint=checkpoint,
-                ratio=1.0 if ratio is None else ratio, told_ratio=told_ratio, profile=read_profile(profile),
+                ratio=1.0 if ratio is None else ratio, told_ratio=told_ratio, profile=shape,
                 mask=mask, axis=axis, device=device,
-                told_profile=None if told_profile is None else read_profile(told_profile),
+                told_profile=None if told_profile is None else read_profile(told_profile, notes=notes),
             )  # fmt: skip
             evaluation = evaluate_thin_files(thin, what, wanted)
         else:
             how = EvaluateOptions(
                 mask=mask, against=AGAINST if against is None else _parts(against), thickness=thickness,
-                profile=read_profile(profile), axis=axis,
+                profile=shape, axis=axis,
             )  # fmt: skip
             evaluation = evaluate_files(source, ref, thick, how, wanted)
-    for note in evaluation.notes:
+    for note in [*notes, *evaluation.notes]:
         console.note(note)
     for title, rows in evaluation.tables():
         console.table(rows, title=title)
