@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CtsrError", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel", "from_sitk", "read",
-    "simulate", "to_nibabel", "to_sitk", "upsample", "write",
+    "CtsrError", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel", "from_sitk",
+    "read", "simulate", "to_nibabel", "to_sitk", "upsample", "write",
 ]  # fmt: skip
 
 _HOMES = {

@@ -15,7 +15,7 @@ settings.load_profile(os.environ.get("CTSR_HYPOTHESIS_PROFILE", "default"))
 
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
-    """The folder of real CT volumes that only the developers hold (CTSR_REFERENCE_DATA, else ../shared/data)."""
+    """Real CT volumes that only the developers hold: CTSR_REFERENCE_DATA, else beside the checkout."""
     folder = Path(os.environ.get("CTSR_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         absent = f"needs the developers' CT volumes, which are not here: {folder}"

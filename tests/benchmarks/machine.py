@@ -18,14 +18,21 @@ def provenance(command: str) -> str:
     import torch
 
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     cores = len(os.sched_getaffinity(0))
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
+    versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, numpy, scipy))
     abilities = torch.backends.cpu.get_cpu_capability()
-    return f"`{command}`; {model} ({abilities}), {cores} cores; {versions}; {datetime.date.today()}; commit {commit}"
+    machine = f"{model} ({abilities}), {cores} cores; Python {platform.python_version()}, {versions}"
+    return f"`{command}`; {machine}; {datetime.date.today()}; commit {commit}"
 
 
 def reference_data() -> Path:
@@ -47,13 +54,9 @@ def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
 
 
 def section(path: Path, name: str, text: str) -> None:
-    """Put `text` between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a page, adding them at its end if missing."""
-    page = path.read_text("utf-8") if path.exists() else ""
+    """Put `text` between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a page."""
+    page = path.read_text("utf-8")
     start, stop = f"<!-- {name} -->", f"<!-- /{name} -->"
     block = f"{start}\n{text}\n{stop}"
-    if start in page and stop in page:
-        before, rest = page.split(start, 1)
-        page = before + block + rest.split(stop, 1)[1]
-    else:
-        page = page.rstrip("\n") + f"\n\n{block}\n"
-    path.write_text(page, "utf-8")
+    before, rest = page.split(start, 1)
+    path.write_text(before + block + rest.split(stop, 1)[1], "utf-8")

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/pictures.py [--checkpoint FILE]
 
-From LIDC-IDRI-0001 (CC BY 3.0), which no training has seen: its 2.5 mm slices are the truth, 5 mm slices are simulated.
+From LIDC-IDRI-0001 (CC BY 3.0), which no training has seen: its 2.5 mm slices are the truth, slices of
+5 mm are simulated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ctsr.workflows.figures import WINDOWS, panel, png
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint")
     asked = parser.parse_args()
     truth = ctsr.read(reference_data() / "test" / "LIDC-IDRI-0001_2.5mm.nii.gz")

@@ -26,7 +26,9 @@ LUNG_SHARE = 0.8  # of cubic's error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint")
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
@@ -40,7 +42,9 @@ def main() -> None:
         rows += [{"case": name} | row for row in found]
     sections["quality-gain"] = markdown([gain_row(rows, *key) for key in keys(rows)])
     sections["quality-detail"] = markdown([detail_row(r) for r in rows])
-    sections["quality-bias"] = markdown([bias_row(rows, *key) for key in keys(rows) if key[1] == 2 and key[0] != NOISY])
+    sections["quality-bias"] = markdown(
+        [bias_row(rows, *key) for key in keys(rows) if key[1] == 2 and key[0] != NOISY]
+    )
     sections["quality-told"] = markdown(told_rows(test, rows, asked.checkpoint))
     sections["quality-pair"] = markdown(pair_rows(asked.checkpoint))
     for name, table in sections.items():
@@ -61,8 +65,8 @@ def gain_row(rows: list[dict], case: str, factor: float) -> dict:
     ours, inverse, cubic = (pick(rows, case, factor, m) for m in ("baseline", "inverse", "cubic"))
     wanted = GAIN_NOISY if case == NOISY else GAIN[int(factor)]
     row = {
-        "case": case, "factor": int(factor), "cubic dB": cubic["psnr_4095_db"], "baseline dB": ours["psnr_4095_db"],
-        "gain dB": ours["gain_db"], "asked": wanted, "met": verdict(ours["gain_db"] >= wanted),
+        "case": case, "factor": int(factor), "cubic dB": cubic["psnr_4095_db"],
+        "baseline dB": ours["psnr_4095_db"], "gain dB": ours["gain_db"], "asked": wanted, "met": verdict(ours["gain_db"] >= wanted),
         "`inverse` gain dB": inverse["gain_db"],
     }  # fmt: skip
     if factor == 2:
@@ -75,9 +79,11 @@ def gain_row(rows: list[dict], case: str, factor: float) -> dict:
 
 def detail_row(r: dict) -> dict:
     return {
-        "case": r["case"], "factor": int(r["factor"]), "method": r["method"], "PSNR dB (peak 4095, body)": r["psnr_4095_db"],
+        "case": r["case"], "factor": int(r["factor"]), "method": r["method"],
+        "PSNR dB (peak 4095, body)": r["psnr_4095_db"],
         "PSNR dB (peak 2000, body)": r["psnr_2000_db"], "SSIM coronal": three(r["ssim_coronal"]),
-        "SSIM axial": three(r["ssim_axial"]), "MAE HU": r["mae_hu"], "power above half": r["power_above_half"],
+        "SSIM axial": three(r["ssim_axial"]), "MAE HU": r["mae_hu"],
+        "power above half": r["power_above_half"],
         "edge mm": r["edge_width_mm_pred"], "edge mm, truth": r["edge_width_mm_ref"],
         "residual mean HU": r["residual_mean_hu"], "residual max HU": r["residual_max_hu"],
     }  # fmt: skip
@@ -113,12 +119,23 @@ def told_rows(test, rows: list[dict], checkpoint: str | None) -> list[dict]:  # 
         for words, true in (
             ("15 % narrower than told", {"ratio": 0.85, "told_ratio": 1.0}),
             ("15 % wider than told", {"ratio": 1.15, "told_ratio": 1.0}),
-            ("a box, told Gaussian", {"profile": SliceProfile(ProfileKind.BOX), "told_profile": SliceProfile()}),
+            (
+                "a box, told Gaussian",
+                {"profile": SliceProfile(ProfileKind.BOX), "told_profile": SliceProfile()},
+            ),
         ):
             found = evaluate_thin(truth, factors=(2.0,), methods=("baseline",), checkpoint=checkpoint, **true)
             gain = next(r["gain_db"] for r in found if r["method"] == "baseline")
             met = "–" if "box" in words else verdict(right - gain <= LOSS_TOLD)
-            table.append({"case": name, "true profile": words, "gain dB": gain, "told right": right, "loses ≤ 1 dB": met})
+            table.append(
+                {
+                    "case": name,
+                    "true profile": words,
+                    "gain dB": gain,
+                    "told right": right,
+                    "loses ≤ 1 dB": met,
+                }
+            )
     return table
 
 
@@ -133,11 +150,21 @@ def pair_rows(checkpoint: str | None) -> list[dict]:
     judge = Judge(truth, spacing=1.0)
     table: list[dict] = []
     for method in ("cubic", "linear", "inverse", "baseline"):
-        made = Thinner(factor=5, model=method, thickness=5.0, checkpoint=checkpoint if method == "baseline" else None)(thick)
+        made = Thinner(
+            factor=5, model=method, thickness=5.0, checkpoint=checkpoint if method == "baseline" else None
+        )(thick)
         table.append({"method": method} | judge.score(stack(made.volume)))
     cubic = table[0]["psnr_4095_db"]
-    columns = {"method": "method", "psnr_4095_db": "PSNR dB (peak 4095, body)", "mae_hu": "MAE HU", "bias_hu": "bias HU"}
-    result = [{new: row[old] for old, new in columns.items()} | {"gain dB": row["psnr_4095_db"] - cubic} for row in table]
+    columns = {
+        "method": "method",
+        "psnr_4095_db": "PSNR dB (peak 4095, body)",
+        "mae_hu": "MAE HU",
+        "bias_hu": "bias HU",
+    }
+    result = [
+        {new: row[old] for old, new in columns.items()} | {"gain dB": row["psnr_4095_db"] - cubic}
+        for row in table
+    ]
     result[-1]["≥ 1.5 dB"] = verdict(result[-1]["gain dB"] >= GAIN_PAIR)
     return result
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/ship_weights.py RUN/best.safetensors --data-dir DATA --train-split train_files.txt
 
-Drops the training's own state, adds what the weights were made from and the ranges of what they have seen, and writes
-ctsr/weights/baseline.safetensors. The card for people, ctsr/weights/baseline.md, is written around the same facts.
+Drops the training's own state, adds what the weights were made from and the ranges of what they have seen,
+and writes ctsr/weights/baseline.safetensors and the facts in its card, ctsr/weights/baseline.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ DATA = {  # collection → licence, of the scans that may train weights for any 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--train-split", type=Path, required=True)
@@ -64,7 +66,8 @@ def main() -> None:
     write_bytes(WEIGHTS, data, overwrite=True)
     n = sum(int(np.prod(t.shape)) for t in file.tensors.values())
     digest = hashlib.sha256(data).hexdigest()
-    facts = f"{n:,} parameters, {len(data):,} bytes, sha256 `{digest}`; step {card['steps']}, seed {card['seed']}.\n\n"
+    facts = f"{n:,} parameters, {len(data):,} bytes, sha256 `{digest}`; step {card['steps']}, "
+    facts += f"seed {card['seed']}.\n\n"
     ranges = json.dumps(card["ranges"], indent=2)
     section(WEIGHTS.with_suffix(".md"), "facts", facts + f"Trained for:\n\n```json\n{ranges}\n```")
     print(facts + ranges)

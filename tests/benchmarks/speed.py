@@ -2,8 +2,8 @@
 
     python tests/benchmarks/speed.py [--repeats 3]
 
-Needs nothing but ctsr, SciPy and SimpleITK: the input is a synthetic thorax of 512 × 512 × 133. Files lie on tmpfs where
-the machine has one. Writes the section `speed` of docs/benchmarks.md.
+Needs nothing but ctsr, SciPy and SimpleITK: the input is a synthetic thorax of 512 × 512 × 133. Files lie
+on tmpfs where the machine has one. Writes the section `speed` of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def command(*arguments: str) -> tuple[float, float]:
         "print(time.perf_counter()-t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss*1024)"
     )
     ctsr = str(Path(sys.executable).with_name("ctsr"))
-    done = subprocess.run([sys.executable, "-c", script, ctsr, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, ctsr, *arguments], check=True, capture_output=True, text=True
+    )
     seconds, peak = map(float, done.stdout.split())
     return seconds, peak
 
@@ -85,7 +87,9 @@ def bare_forward(data: np.ndarray, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--large", action="store_true", help="also 512 × 512 × 1000 under --max-memory 2G")
     asked = parser.parse_args()
@@ -103,13 +107,17 @@ def main() -> None:
         source, target = Path(temporary, "thick.nii.gz"), Path(temporary, "thin.nii.gz")
         data = thick_input(source)
         spline = timed(lambda: zoom(data.astype(np.float32), (1, 1, 2), order=3), 1)
-        runs = [command("upsample", str(source), str(target), "--overwrite", "-q") for _ in range(asked.repeats)]
+        runs = [
+            command("upsample", str(source), str(target), "--overwrite", "-q") for _ in range(asked.repeats)
+        ]
         spline = (spline + timed(lambda: zoom(data.astype(np.float32), (1, 1, 2), order=3), 1)) / 2
         whole, peak = statistics.median(r[0] for r in runs), max(r[1] for r in runs)
         record = json.loads(target.with_name("thin.json").read_text())
         bare = bare_forward(data, asked.repeats)
         turned = np.ascontiguousarray(data.transpose(2, 1, 0))
-        matrix = timed(lambda: apply_along_z(interpolation_matrix("cubic", ZGrid(SHAPE[0], 2)), turned), asked.repeats)
+        matrix = timed(
+            lambda: apply_along_z(interpolation_matrix("cubic", ZGrid(SHAPE[0], 2)), turned), asked.repeats
+        )
 
         image = sitk.GetImageFromArray(turned.astype(np.float32))
         image.SetSpacing((0.7, 0.7, 2.5))
@@ -125,14 +133,22 @@ def main() -> None:
             row("whole command / SciPy spline in memory", whole, spline, 0.7),
             row("computation / bare forward pass", record["seconds_compute"], bare, 1.3),
             row(f"cubic as a matrix / SimpleITK B-spline ({itk_threads} threads)", matrix, itk, 0.1),
-            {"what": "peak memory, GB / input + output as float32 + 1.2 GB", "ours": peak / 1e9, "peer": allowed / 1e9}
+            {
+                "what": "peak memory, GB / input + output as float32 + 1.2 GB",
+                "ours": peak / 1e9,
+                "peer": allowed / 1e9,
+            }
             | {"ratio": peak / allowed, "figure": 1.0, "met": verdict(peak <= allowed)},
         ]
         if asked.large:
             thick_input(source, 1000)
             _, peak = command("upsample", str(source), str(target), "--overwrite", "-q", "--max-memory", "2G")
             rows.append(
-                {"what": "peak memory, GB, 512 × 512 × 1000 / --max-memory 2G", "ours": peak / 1e9, "peer": 2**31 / 1e9}
+                {
+                    "what": "peak memory, GB, 512 × 512 × 1000 / --max-memory 2G",
+                    "ours": peak / 1e9,
+                    "peer": 2**31 / 1e9,
+                }
                 | {"ratio": peak / 2**31, "figure": 1.0, "met": verdict(peak <= 2**31)}
             )
     arguments = " --large" if asked.large else ""
@@ -143,7 +159,14 @@ def main() -> None:
 
 
 def row(what: str, ours: float, peer: float, figure: float) -> dict:
-    return {"what": what, "ours": ours, "peer": peer, "ratio": ours / peer, "figure": figure, "met": verdict(ours / peer <= figure)}
+    return {
+        "what": what,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ours / peer,
+        "figure": figure,
+        "met": verdict(ours / peer <= figure),
+    }
 
 
 def verdict(is_met: bool) -> str:
