@@ -65,10 +65,15 @@ def gain_row(rows: list[dict], case: str, factor: float) -> dict:
     ours, inverse, cubic = (pick(rows, case, factor, m) for m in ("baseline", "inverse", "cubic"))
     wanted = GAIN_NOISY if case == NOISY else GAIN[int(factor)]
     row = {
-        "case": case, "factor": int(factor), "cubic dB": cubic["psnr_4095_db"],
-        "baseline dB": ours["psnr_4095_db"], "gain dB": ours["gain_db"], "asked": wanted, "met": verdict(ours["gain_db"] >= wanted),
+        "case": case,
+        "factor": int(factor),
+        "cubic dB": cubic["psnr_4095_db"],
+        "baseline dB": ours["psnr_4095_db"],
+        "gain dB": ours["gain_db"],
+        "asked": wanted,
+        "met": verdict(ours["gain_db"] >= wanted),
         "`inverse` gain dB": inverse["gain_db"],
-    }  # fmt: skip
+    }
     if factor == 2:
         row["`inverse` ≥ 1.2"] = verdict(inverse["gain_db"] >= GAIN_INVERSE) if case != NOISY else "–"
         row["power above half Nyquist"] = ours["power_above_half"]
