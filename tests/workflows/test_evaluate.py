@@ -26,6 +26,7 @@ from ctsr.workflows.evaluate import EvaluateOptions, evaluate_volumes
 from ctsr.workflows.evaluate_files import evaluate_files
 from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin, evaluate_thin_files
 from ctsr.workflows.evaluation import Evaluation, Wanted
+from ctsr.workflows.figures import comparison
 from ctsr.workflows.thinner import Thinner
 from tests.train.tiny import body
 
@@ -335,7 +336,20 @@ def test_the_figure_is_a_picture_with_and_without_a_truth(files):
         path = files / f"{name}.png"
         run(files, "result.nii.gz", ref, thick, figure=path)
         assert path.read_bytes().startswith(b"\x89PNG")
-    assert (files / "a.png").stat().st_size > (files / "b.png").stat().st_size
+
+
+def test_the_figure_shows_the_error_and_the_spectrum():
+    truth = np.full((6, 8), 40.0)
+    planes = {"truth": (truth, 1.0), "result": (truth + 60, 1.0)}
+    spectrum = {"result": (np.linspace(0.1, 0.5, 5), np.ones(5))}
+    whole = comparison(planes, spectrum, pixel=1.0, title="a $5 case")
+    assert comparison(planes, {}, pixel=1.0, title="a $5 case") != whole
+    louder = planes | {
+        "truth": (truth + 1e4, 1.0),
+        "result": (truth + 1e4 + 60, 1.0),
+    }  # white in every window
+    same = louder | {"result": louder["truth"]}
+    assert comparison(louder, {}, pixel=1.0, title="") != comparison(same, {}, pixel=1.0, title="")
 
 
 def test_a_mask_file_lies_on_the_results_grid(files, thin):
