@@ -160,8 +160,8 @@ def simulate(
     if source.is_dir():
         shown = ("case", "status", "reason", "slices_in", "slices_out", "spacing_mm", "thickness_mm")
         console.table([{k: row.get(k, "") for k in shown} for row in rows])
-        console.document({"cases": rows})
         raise_for_failures(rows, path=source)
+        console.document({"cases": rows})
         return
     row = rows[0]
     console.document(row)
