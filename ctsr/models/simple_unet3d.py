@@ -90,20 +90,26 @@ class SimpleUNet3D(nn.Module):
     def stream(self, chunks: Iterator[tuple[Tensor, Tensor]], rho: Tensor, *, depth: int) -> Iterator[Tensor]:
         """The same residual from consecutive chunks of (y, inverse) along z, in consecutive pieces.
 
-        depth: D, thick slices in all. A piece lags behind its chunk by `z_reach` slices, so the first may be
-        empty. Equal to `forward` on the whole up to rounding.
+        depth: D, thick slices in all. A piece lags `z_reach` slices behind its chunk, so the first ones may be
+        empty, and pieces follow the last chunk. Equal to `forward` on the whole up to rounding.
         """
-        state = _ZState()
-        seen = 0
+        state = _ZState(depth)
+        seen = largest = 0
         for y, inverse in chunks:
-            seen += y.shape[2]
-            state.is_last = seen == depth
-            try:
-                yield self._run(y, inverse, rho, state.convolve, state.hold)
-            except _NotYet:
-                yield inverse[:, :, :0]
+            seen, largest = seen + y.shape[2], max(largest, y.shape[2])
+            yield self._piece(y, inverse, rho, state)
         if seen != depth:
             raise ValueError(f"the chunks held {seen} slices, {depth} were announced")
+        for start in range(0, self.z_reach, largest):  # nothing comes any more: what is held back moves up
+            n = min(largest, self.z_reach - start)
+            shape = (*y.shape[:2], n, *y.shape[3:])
+            yield self._piece(y.new_zeros(shape), y.new_zeros((*shape[:2], 2 * n, *shape[3:])), rho, state)
+
+    def _piece(self, y: Tensor, inverse: Tensor, rho: Tensor, state: _ZState) -> Tensor:
+        try:
+            return self._run(y, inverse, rho, state.convolve, state.hold)
+        except _NotYet:
+            return inverse[:, :, :0]
 
     def _run(
         self,
@@ -171,20 +177,37 @@ class _NotYet(Exception):
 class _ZState:
     """What a stream along z remembers: two slices a convolution, and the skips that wait for a partner."""
 
-    def __init__(self) -> None:
-        self.is_last = False
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.seen: dict[nn.Module, int] = {}
         self.tails: dict[nn.Module, Tensor] = {}
         self.waiting: dict[nn.Module, Tensor] = {}
 
     def convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
-        """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends."""
-        edge = torch.zeros_like(x[:, :, :1])
-        x = torch.cat([self.tails.get(conv, edge), x] + ([edge] if self.is_last else []), dim=2)
+        """The slices of `conv` that are ready once `x` has come: zeros stand beyond both ends.
+
+        What comes behind the last slice of the stack is no slice: it counts as zeros, and gives zeros.
+        """
+        seen, n = self.seen.get(conv, 0), x.shape[2]
+        self.seen[conv] = seen + n
+        real = min(n, max(0, self.depth - seen))
+        before = self.tails.get(conv)
+        parts = [torch.zeros_like(x[:, :, :1]) if before is None else before, x[:, :, :real]]
+        x = torch.cat([*parts, torch.zeros_like(x[:, :, real:])], dim=2)
         self.tails[conv] = x[:, :, -2:].clone()
-        if x.shape[2] < 3:
+        ready = x.shape[2] - 2
+        if ready < 1:
             raise _NotYet
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))
+        inside = min(ready, max(0, self.depth - max(seen - 1, 0)))
+        if inside == ready:
+            return _convolve(conv, x, (0, *conv.padding[1:]))
+        rows, columns = (
+            (side - 1) // step + 1 for side, step in zip(x.shape[3:], conv.stride[1:], strict=True)
+        )
+        result = x.new_zeros((len(x), conv.out_channels, ready, rows, columns))
+        if inside:
+            result[:, :, :inside] = _convolve(conv, x[:, :, : inside + 2], (0, *conv.padding[1:]))
+        return result.contiguous(memory_format=torch.channels_last_3d)
 
     def hold(self, key: nn.Module, x: Tensor) -> Callable[[int], Tensor]:
         """Put `x` behind what waits under `key`; the function returned takes the next n slices out."""
@@ -196,6 +219,25 @@ class _ZState:
             return held[:, :, :n]
 
         return take
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """`conv` with another padding, by oneDNN on a CPU.
+
+    On one thread PyTorch leaves oneDNN for images below about 300 × 300, for a path that is three times as slow and
+    unfolds the image 27-fold in memory.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    if (
+        x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        made: Tensor = torch.ops.aten.mkldnn_convolution(
+            x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups
+        )
+        return made
+    return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
 
 
 def _conv(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Conv3d:

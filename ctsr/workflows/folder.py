@@ -50,7 +50,11 @@ def find_cases(source: Path, target: Path) -> list[Case]:
         )
     found = volumes_in(source)
     if not found:
-        raise UsageError("no .nii or .nii.gz files in it", path=source, hint="a DICOM series is converted first, with dcm2niix")
+        raise UsageError(
+            "no .nii or .nii.gz files in it",
+            path=source,
+            hint="a DICOM series is converted first, with dcm2niix",
+        )
     cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
     taken: dict[str, str] = {}
     for case in cases:
@@ -140,23 +144,24 @@ def _parse(shard: str) -> tuple[int, int]:
 def _from_environment(environ: Mapping[str, str]) -> tuple[int, int]:
     """(I, N), 1-based, from what a scheduler set."""
     if "SLURM_ARRAY_TASK_ID" in environ:
-        task, first, last, count = (
-            int(environ.get(f"SLURM_ARRAY_TASK_{k}", "-1")) for k in ("ID", "MIN", "MAX", "COUNT")
-        )
-        if first not in (0, 1) or count != last - first + 1 or count < 2:
+        told = [environ.get(f"SLURM_ARRAY_TASK_{k}", "") for k in ("ID", "MIN", "MAX", "COUNT")]
+        task, first, last, count = (int(word) if word.isdecimal() else -1 for word in told)
+        if first not in (0, 1) or count != last - first + 1 or count < 2 or not first <= task <= last:
             raise UsageError(
-                f"--shard env: tasks {first}…{last}, {count} in all, are not a whole Slurm array from 0 or 1 on",
+                f"--shard env: task {told[0]} of {told[1]}…{told[2]}, {told[3]} in all, is none of a whole Slurm array "
+                "from 0 or 1 on",
                 hint="a resubmitted task needs its own share: --shard I/N",
             )
         return task - first + 1, count
-    for index, count_name in (("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"), ("RANK", "WORLD_SIZE")):
-        if index in environ:
-            if not environ.get(count_name, "").isdigit():
+    for name, count_name in (("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"), ("RANK", "WORLD_SIZE")):
+        if name in environ:
+            index, total = environ[name], environ.get(count_name, "")
+            if not (index.isdecimal() and total.isdecimal() and int(index) < int(total)):
                 raise UsageError(
-                    f"--shard env: {index} is set, {count_name} is not",
-                    hint=f"set {count_name}, or --shard I/N",
+                    f"--shard env: {name} is {index}, {count_name} is {total or 'not set'}",
+                    hint="set both, or --shard I/N",
                 )
-            return int(environ[index]) + 1, int(environ[count_name])
+            return int(index) + 1, int(total)
     raise UsageError(
         "--shard env: neither Slurm, Kubernetes nor torchrun has set a share", hint="--shard I/N"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -136,7 +138,7 @@ def test_the_plan_takes_what_it_may_and_no_more():
     slabs = less.slabs
     assert slabs[0][0] == 0
     assert slabs[-1][1] == p.m
-    assert all(a[1] == b[0] for a, b in zip(slabs, slabs[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(slabs))
 
 
 def test_the_plan_cuts_windows_where_slabs_do_not_help():
