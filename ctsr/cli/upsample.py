@@ -161,7 +161,7 @@ def upsample(
     debug: o.Debug = False,
     as_json: o.Json = False,
 ) -> None:
-    """Turn a thick-slice CT into a thin-slice one: HU kept, every slice in its place, the measured slices reproduced."""
+    """Turn a thick-slice CT into a thin-slice one: HU kept, every slice in place, measured slices reproduced."""
     if "-" in (str(source), str(target)):
         raise UsageError(
             "reading from standard input or writing to standard output is not supported",

@@ -27,7 +27,9 @@ __all__ = ["CLASSICAL", "Pipeline", "Recipe"]
 
 CLASSICAL = ("nearest", "linear", "cubic", "inverse")
 NEGLIGIBLE = 1e-6  # a z-matrix's weight below this moves no result by a hundredth of a HU
-HALO_WEIGHT = 1e-4  # weights below this lie beyond a slab's halo: 0.002 HU of difference to the whole, noise over all HU
+HALO_WEIGHT = (
+    1e-4  # weights below this lie beyond a slab's halo: 0.002 HU of difference, for noise over all HU
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,8 @@ class Pipeline:
         )
         decay = max(_reach(inverse, 0.5), (_reach(null, 1.0) + 1) // 2)
         reach = self.engine.network.z_reach + decay
-        return math.ceil(sum(reach / 2**k for k in range(self.recipe.n_doublings))) + 1
+        slices: int = math.ceil(sum(reach / 2**k for k in range(self.recipe.n_doublings))) + 1
+        return slices
 
     def source_range(self, start: int, stop: int) -> tuple[int, int]:
         """The thick slices that thin slices start…stop − 1 are computed from."""
@@ -171,7 +174,8 @@ class Pipeline:
         """What `rows` (from thin slice `start` on) hold that the measurement does not determine: rows − `inverse`."""
         part = self.inverse[start : start + len(rows)]
         a, b = _support(part)
-        return rows - apply_along_z(part[:, a:b], y[a:b])
+        added: np.ndarray = rows - apply_along_z(part[:, a:b], y[a:b])
+        return added
 
     def thick_in(self, start: int, stop: int) -> tuple[int, int]:
         """The thick slices whose centres lie in thin slices start…stop − 1, as a range."""

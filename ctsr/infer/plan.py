@@ -104,7 +104,7 @@ def _work(pipeline: Pipeline, start: int, stop: int, tiling: Tiling) -> float:
     start, stop = pipeline.widened(start, stop)
     first, last = pipeline.source_range(start, stop)
     thick = (last - first) * (2**pipeline.recipe.n_doublings - 1)
-    return thick * tiling.pixels + (stop - start) / 100 * pipeline.plane
+    return float(thick * tiling.pixels + (stop - start) / 100 * pipeline.plane)
 
 
 def _slab_bytes(
@@ -129,4 +129,4 @@ def _slab_bytes(
     before = fine // 2 if doublings > 1 else 0
     doubling = (before + 2 * fine) * plane * 4 + pipeline.engine.working_bytes(*tiling.largest)
     finish = (fine + (thin if pipeline.resamples else 0)) * plane * 4 + rounded
-    return max(doubling, finish)
+    return float(max(doubling, finish))

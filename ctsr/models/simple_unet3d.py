@@ -230,7 +230,7 @@ def _convolve(conv: nn.Conv3d, x: Tensor, padding: tuple[int, ...]) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last_3d)
     if (
         x.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
     ):
         made: Tensor = torch.ops.aten.mkldnn_convolution(

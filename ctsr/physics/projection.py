@@ -19,7 +19,7 @@ _SOLVABLE = 1e-13  # λ/‖A‖₂² at least: two thick slices may see the same
 def damping(A: np.ndarray) -> float:
     """The smallest λ ≥ 0 with ‖A‖₂ ‖P‖₂ ≤ 3. It depends on the length of the stack where it is not 0."""
     singular = np.sqrt(np.clip(np.linalg.eigvalsh(A @ A.T), 0.0, None))
-    largest = singular[-1]
+    largest = float(singular[-1])
     # σ/(σ² + λ) ≤ limit/σ₁ for every σ  ⇔  λ ≥ σ (σ₁/limit − σ)
     return max(_SOLVABLE * largest**2, float((singular * (largest / NORM_LIMIT - singular)).max()))
 
