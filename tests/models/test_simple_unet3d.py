@@ -81,16 +81,15 @@ def test_the_default_network_streams_like_the_whole():
     pieces = list(model.stream(iter(parts), rho, depth=30))
     assert whole.abs().max() > 100
     torch.testing.assert_close(torch.cat(pieces, dim=2), whole, atol=AGREES, rtol=0)
-    assert len(pieces) == 3
 
 
 @torch.inference_mode()
-def test_a_stream_of_few_slices_is_one_chunk():
+def test_a_stream_may_be_shorter_than_the_reach():
     model = network()
     for depth in (1, 2, 6):
         y, inverse, rho = inputs(depth)
-        (piece,) = model.stream(iter([(y, inverse)]), rho, depth=depth)
-        torch.testing.assert_close(piece, model(y, inverse, rho), atol=AGREES, rtol=0)
+        pieces = list(model.stream(iter([(y, inverse)]), rho, depth=depth))
+        torch.testing.assert_close(torch.cat(pieces, dim=2), model(y, inverse, rho), atol=AGREES, rtol=0)
 
 
 def test_a_stream_that_ends_early_is_refused():
