@@ -10,7 +10,7 @@ __all__ = ["keep_freed_memory"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
-KEPT_BYTES = 1 << 27  # an activation at 512 × 512 has up to 63 MB; a volume has more and goes back when freed
+KEPT_BYTES = 1 << 25  # an activation has up to 27 MB; a volume has more and goes back when it is freed
 
 
 def keep_freed_memory() -> None:

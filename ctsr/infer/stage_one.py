@@ -16,29 +16,38 @@ from ctsr.physics.profile import SliceProfile
 
 __all__ = ["Engine"]
 
-CHUNK = 8  # thick slices a step of the stream
-WORKING_TENSORS = (
-    10  # of the first level's size are alive at the peak, measured at 512 × 512 with chunks of 4 to 16
-)
+CHUNK_VOXELS = 1 << 19  # thick voxels a step of the stream: 2 slices of 512 × 512; more is no faster on a CPU
+GPU_CHUNK_VOXELS = 1 << 22
+LONGEST_CHUNK = 16  # slices
+# Slices of the first level's tensors that are alive at the peak: so many a slice of a chunk, and so many for each
+# slice of reach, which wait for a partner. Measured at 512 × 512, chunks of 2 and 4.
+ALIVE_A_SLICE, ALIVE_A_REACH = 18, 3.5
 
 
 @dataclass(slots=True)
 class Engine:
-    """The network where it runs. chunk: thick slices that pass at once."""
+    """The network where it runs. chunk: thick slices that pass at once, None for what suits the window."""
 
     network: SimpleUNet3D
     device: torch.device
     dtype: torch.dtype
-    chunk: int = CHUNK
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         self.network = self.network.to(self.device).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
 
+    def slices_at_once(self, rows: int, columns: int) -> int:
+        """Thick slices of a window that pass in one step."""
+        if self.chunk is not None:
+            return self.chunk
+        voxels = CHUNK_VOXELS if self.device.type == "cpu" else GPU_CHUNK_VOXELS
+        return min(LONGEST_CHUNK, max(1, voxels // (rows * columns)))
+
     def working_bytes(self, rows: int, columns: int) -> float:
         """What the network holds beside its input and output while a window passes, bytes."""
         config = self.network.config
-        floats = WORKING_TENSORS * config.channels[0] / config.unshuffle**2
-        return 4 * floats * (self.chunk + 2) * rows * columns
+        alive = ALIVE_A_SLICE * self.slices_at_once(rows, columns) + ALIVE_A_REACH * self.network.z_reach
+        return 4 * alive * config.channels[0] / config.unshuffle**2 * rows * columns
 
     def double(
         self,
@@ -98,8 +107,9 @@ class Engine:
 
     def _chunks(self, y: np.ndarray, inverse: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Consecutive (y, inverse), on the device."""
-        for start in range(0, len(y), self.chunk):
-            stop = start + self.chunk
+        chunk = self.slices_at_once(*y.shape[1:])
+        for start in range(0, len(y), chunk):
+            stop = start + chunk
             yield self._tensor(y[start:stop]), self._tensor(inverse[2 * start : 2 * stop])
 
     def _tensor(self, part: np.ndarray) -> torch.Tensor:

@@ -124,14 +124,14 @@ class Thinner:
 
     def _load(self) -> None:
         from ctsr.infer.device import choose_device, choose_dtype
-        from ctsr.infer.stage_one import CHUNK, Engine
+        from ctsr.infer.stage_one import Engine
         from ctsr.weights.registry import load_model
 
         name = self.options.checkpoint or self.options.model
         network, file = load_model(name, kind="baseline")
         device = choose_device(self.options.device)
         dtype, reason = choose_dtype(self.options.dtype, device)
-        chunk = CHUNK if self.options.patch is None else self.options.patch[0]
+        chunk = None if self.options.patch is None else self.options.patch[0]
         self._engine = Engine(network, device, dtype, chunk)  # type: ignore[arg-type]
         self._weights = {
             "weights": Path(name).name if self.options.checkpoint else f"{name} (shipped)",

@@ -92,3 +92,9 @@ def test_the_working_memory_grows_with_chunk_window_and_network():
     assert engine(8).working_bytes(64, 128) == 2 * engine(8).working_bytes(64, 64)
     wide = SimpleUNet3DConfig(channels=(2 * CONFIG.channels[0], 8))
     assert engine(8, wide).working_bytes(64, 64) == 2 * engine(8).working_bytes(64, 64)
+
+
+def test_large_windows_pass_in_small_steps():
+    free = engine(None)
+    assert [free.slices_at_once(side, side) for side in (64, 256, 512, 2048)] == [16, 8, 2, 1]
+    assert engine(3).slices_at_once(64, 64) == 3

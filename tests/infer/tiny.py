@@ -33,7 +33,7 @@ def checkpoint(folder: Path, card: dict | None = None) -> Path:
     return path
 
 
-def engine(chunk: int = 8, config: SimpleUNet3DConfig = CONFIG) -> Engine:
+def engine(chunk: int | None = 8, config: SimpleUNet3DConfig = CONFIG) -> Engine:
     """The network on the CPU."""
     return Engine(network(config=config), torch.device("cpu"), torch.float32, chunk)
 
