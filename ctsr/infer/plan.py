@@ -13,7 +13,7 @@ from ctsr.infer.windows import Tiling
 __all__ = ["Plan", "make_plan"]
 
 PYTHON_BYTES = 85e6  # measured: resident before the first volume is read, with NumPy and SciPy
-TORCH_BYTES = 310e6  # measured: and what PyTorch adds, its kernels in use
+TORCH_BYTES = 330e6  # measured: and what PyTorch adds, its kernels in use
 SMALLEST_SLAB = 4  # thin slices
 PATCHES = (None, 512, 256, 128)  # whole slices first; pixels of a window where memory is short
 SECONDS_PER_VOXEL = 1e-6  # a thick voxel through the network on one thread of an AVX2 server CPU
