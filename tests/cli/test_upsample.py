@@ -168,7 +168,7 @@ REFUSED = [
     (("--thickness", "0.4", *IN), 3, "outside 0.2…4"),
     # resources
     (("--max-memory", "1K", *IN), 4, "GB at least, 0.00 GB may be used"),
-    (("--max-memory", "100M", "--model", "cubic", *IN), 4, "0.10 GB may be used"),
+    (("--max-memory", "10M", "--model", "cubic", *IN), 4, "0.01 GB may be used"),
 ]  # fmt: skip
 
 
