@@ -485,6 +485,7 @@ class _Dies:
         return task
 
 
+@pytest.mark.ci  # alone: a forked worker that dies takes a test runner's own worker with it
 @pytest.mark.parametrize("how", ["killed", "exit"])
 def test_a_worker_that_dies_is_named_and_nothing_hangs(tmp_path, how):
     start = time.monotonic()
