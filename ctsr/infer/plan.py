@@ -12,8 +12,9 @@ from ctsr.infer.windows import Tiling
 
 __all__ = ["Plan", "make_plan"]
 
-PYTHON_BYTES = 85e6  # measured: resident before the first volume is read, with NumPy and SciPy
+PYTHON_BYTES = 100e6  # measured: resident before the first volume is read, with NumPy and SciPy
 TORCH_BYTES = 330e6  # measured: and what PyTorch adds, its kernels in use
+BLOCK_ROWS = 48  # image rows of a slab that a product along z, and the residual, hold as float32 on their way
 SMALLEST_SLAB = 4  # thin slices
 PATCHES = (None, 512, 256, 128)  # whole slices first; pixels of a window where memory is short
 SECONDS_PER_VOXEL = 1e-6  # a thick voxel through the network on one thread of an AVX2 server CPU
@@ -121,6 +122,7 @@ def _slab_bytes(
     start, stop = pipeline.widened(start, stop)
     thin = stop - start
     rounded = thin * plane * (itemsize + is_padded + (4 if keeps_added else 0))
+    rounded += 4 * thin * BLOCK_ROWS * pipeline.tiling.width
     first, last = pipeline.source_range(start, stop)
     thick = last - first
     if pipeline.engine is None or doublings == 0:

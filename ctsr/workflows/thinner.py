@@ -106,6 +106,7 @@ class Thinner:
         turned = job.turn.apply(data)
         for start, part in job.run():
             turned[start : start + len(part)] = part
+            del part  # before the next slab is computed
         return Upsampled(job.volume(data), job.record, [*job.notes, *job.warnings])
 
     @property

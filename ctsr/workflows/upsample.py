@@ -182,6 +182,7 @@ def _write(job: Job, target: Path, files: FileOptions, report: Report) -> None:
                 _pour(writer, job.turn.undo(part))
             else:
                 job.turn.apply(whole)[rows] = part
+            del part  # before the next slab is computed
         if whole is not None:
             _pour(writer, whole)
         if files.save_added is not None and job.added is not None:
