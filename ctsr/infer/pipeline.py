@@ -27,9 +27,7 @@ __all__ = ["CLASSICAL", "Pipeline", "Recipe"]
 
 CLASSICAL = ("nearest", "linear", "cubic", "inverse")
 NEGLIGIBLE = 1e-6  # a z-matrix's weight below this moves no result by a hundredth of a HU
-HALO_WEIGHT = (
-    1e-4  # weights below this lie beyond a slab's halo: 0.002 HU of difference, for noise over all HU
-)
+HALO_WEIGHT = 1e-4  # smaller weights lie beyond a slab's halo: 0.002 HU of difference, for noise over all HU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
