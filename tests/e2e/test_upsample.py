@@ -64,7 +64,7 @@ def stack(path: Path, side: int, n: int) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
 @pytest.mark.parametrize("model", ["baseline", "inverse"])
 def test_the_memory_stays_below_the_plan(tmp_path, model):
-    stack(tmp_path / "in.nii", 96, 120)
+    stack(tmp_path / "in.nii", 64, 60)
     network = ["--checkpoint", checkpoint(tmp_path)] if model == "baseline" else []
     plan, held = peak(tmp_path, "in.nii", "out.nii", "--model", model, *network)
     assert held <= plan
