@@ -60,7 +60,7 @@ def make_plan(
     voxels = pipeline.recipe.n * pipeline.plane
     kept = input_bytes + is_padded * (input_bytes + voxels)
     kept += pipeline.m * pipeline.plane * ((0 if is_streamed else itemsize) + (4 if keeps_added else 0))
-    fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept
+    fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept + pipeline.matrix_bytes
     for tiling in _tilings(pipeline):
         for slabs in _cuts(pipeline.m):
             several = (slabs[0], slabs[len(slabs) // 2])

@@ -157,6 +157,15 @@ def test_every_byte_that_is_kept_is_planned():
     assert plan(p, 1e12, is_padded=True).peak_bytes >= least + 1000 + voxels / 2
 
 
+def test_the_matrices_are_planned():
+    """They are all that is large of a narrow stack: A, P, `inverse`, and the way from the finest doubling."""
+    p = pipeline("baseline", (1, 1), n=400, factor=3.0)
+    assert p.matrix_bytes == 8 * (3 * 400 * 1200 + 1200 * 1600)
+    assert (
+        plan(p, 1e12).peak_bytes - plan(pipeline("baseline", (1, 1), n=4), 1e12).peak_bytes > p.matrix_bytes
+    )
+
+
 def test_a_matrix_needs_no_torch_in_its_plan():
     network, matrix = (pipeline(m, (8, 8), n=10) for m in ("baseline", "cubic"))
     assert plan(network, 1e12).peak_bytes - plan(matrix, 1e12).peak_bytes > 2e8
