@@ -73,14 +73,7 @@ def test_the_memory_stays_below_the_plan(tmp_path, model):
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("side", "n", "told"),
-    [
-        (256, 60, []),
-        (512, 60, ["--factor", "3"]),
-        (512, 133, []),
-        (512, 200, ["--max-memory", "1.5G"]),
-        (512, 200, ["--model", "inverse"]),
-        (512, 200, ["--model", "cubic", "--max-memory", "500M"]),
-    ],
+    [(256, 60, []), (512, 133, []), (512, 200, ["--model", "inverse"])],
     ids=str,
 )
 def test_the_memory_is_the_plan_s(tmp_path, side, n, told):
@@ -89,13 +82,6 @@ def test_the_memory_is_the_plan_s(tmp_path, side, n, told):
     assert 0.8 * plan - 5e7 <= held <= plan
     if (n, told) == (133, []):
         assert held <= 3 * 133 * side * side * 4 + 1.2e9
-
-
-@pytest.mark.ci
-def test_two_gigabytes_are_enough_for_a_thousand_slices(tmp_path):
-    stack(tmp_path / "in.nii", 512, 1000)
-    plan, held = peak(tmp_path, "in.nii", "out.nii", "--max-memory", "2G", threads=2)
-    assert held <= plan <= 2 * 2**30
 
 
 def test_two_processes_make_the_same_bytes(tmp_path):
