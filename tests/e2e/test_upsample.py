@@ -73,7 +73,13 @@ def test_the_memory_stays_below_the_plan(tmp_path, model):
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("side", "n", "told"),
-    [(256, 60, []), (512, 133, []), (512, 200, ["--model", "inverse"])],
+    [
+        (256, 60, []),
+        (512, 60, ["--factor", "3"]),
+        (512, 133, []),
+        (512, 200, ["--model", "inverse"]),
+        (512, 200, ["--model", "cubic", "--max-memory", "500M"]),
+    ],
     ids=str,
 )
 def test_the_memory_is_the_plan_s(tmp_path, side, n, told):
