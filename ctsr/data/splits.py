@@ -10,7 +10,7 @@ from pathlib import Path
 from ctsr.errors import InputError
 from ctsr.io.lists import read_file_list, write_file_list
 
-__all__ = ["SETS", "assign", "list_path", "update_lists"]
+__all__ = ["SETS", "SHARES", "assign", "list_path", "update_lists"]
 
 SETS = ("train", "val", "test")
 SHARES = {"val": 0.1, "test": 0.1}  # of the patients; the rest trains
@@ -22,30 +22,48 @@ def list_path(data_dir: Path, name: str) -> Path:
     return data_dir / f"{name}_files.txt"
 
 
-def assign(patients: Iterable[str], *, kept: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The set of each patient: sorted by hash, cut at rounded shares, one each in val and test from three on.
+def assign(
+    patients: Iterable[str],
+    *,
+    kept: Mapping[str, str] | None = None,
+    shares: Mapping[str, float] = SHARES,
+    seed: int = 0,
+) -> dict[str, str]:
+    """The set of each patient: sorted by hash, cut at rounded shares; from three patients on none is empty.
 
     kept: patients that stand in a set already and stay there; they count towards its share.
+    shares: of val and test, 0…1; the rest trains. A share of 0 asks for an empty set. seed: another one, another order.
     """
     kept = dict(kept or {})
+    salt = f"{seed}:" if seed else ""
     new = sorted(
-        set(patients) - set(kept), key=lambda p: hashlib.sha256(p.encode(errors="surrogateescape")).digest()
+        set(patients) - set(kept),
+        key=lambda p: hashlib.sha256(f"{salt}{p}".encode(errors="surrogateescape")).digest(),
     )
     total = len(new) + len(kept)
     sets = dict(kept)
-    for name, share in SHARES.items():
-        wanted = max(math.floor(total * share + 0.5), int(total >= SMALLEST))
-        missing = max(0, wanted - sum(s == name for s in kept.values()))
+    wanted = {
+        name: max(math.floor(total * share + 0.5), int(total >= SMALLEST and share > 0))
+        for name, share in shares.items()
+    }
+    if sum(shares.values()) < 1 and total >= SMALLEST and sum(wanted.values()) >= total:
+        wanted[max(wanted, key=lambda name: wanted[name])] -= (
+            1  # halves were rounded up: one is left to train
+        )
+    for name, n in wanted.items():
+        missing = max(0, n - sum(s == name for s in kept.values()))
         sets |= dict.fromkeys(new[:missing], name)
         new = new[missing:]
     return sets | dict.fromkeys(new, "train")
 
 
-def update_lists(data_dir: Path, patient_of: Mapping[str, str]) -> dict[str, str]:
+def update_lists(
+    data_dir: Path, patient_of: Mapping[str, str], *, shares: Mapping[str, float] = SHARES, seed: int = 0
+) -> dict[str, str]:
     """Write train, val, test and all lists of a data folder; returns the set of each file.
 
     patient_of: file (relative to data_dir, /) → patient, of all that should stand in the lists. What stands
-    in one already keeps its place, and takes its patient's other files there.
+    in one already keeps its place, and takes its patient's other files there. shares, seed: see `assign`.
     Raises InputError where a patient stands in two lists.
     """
     sets = _listed(data_dir)
@@ -58,7 +76,7 @@ def update_lists(data_dir: Path, patient_of: Mapping[str, str]) -> dict[str, str
                 path=data_dir / file,
                 hint="take them out of one",
             )
-    of_patient = assign(patient_of.values(), kept=kept)
+    of_patient = assign(patient_of.values(), kept=kept, shares=shares, seed=seed)
     sets |= {file: of_patient[patient] for file, patient in patient_of.items()}
     for name in SETS:
         files = sorted(f for f, s in sets.items() if s == name)

@@ -129,13 +129,18 @@ class OutputFile:
 
 @contextlib.contextmanager
 def atomic_write(
-    path: PathLike, *, overwrite: bool, before_commit: Callable[[OutputFile], None] | None = None
+    path: PathLike,
+    *,
+    overwrite: bool,
+    before_commit: Callable[[OutputFile], None] | None = None,
+    mode: int = 0o666,
 ) -> Iterator[OutputFile]:
     """An output file that appears under its name when the block ends well, and not at all otherwise.
 
     A symlink is followed: the file it names is replaced and the link stays. Without `overwrite` the name is
-    taken by a hard link: of two processes that write it, one gets UsageError. Mode: 0666 less the umask.
+    taken by a hard link: of two processes that write it, one gets UsageError.
     before_commit: called when all bytes are on the disk and only the name is missing.
+    mode: of the new file, before the umask.
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
@@ -145,7 +150,7 @@ def atomic_write(
     temporary = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
     with _as_output_error(path):
         # the kernel takes the umask off this mode: no need to read it, which can't be done without a race
-        file = OutputFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666), path)
+        file = OutputFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode), path)
     try:
         yield file
         with _as_output_error(path):
@@ -226,19 +231,21 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def write_bytes(path: PathLike, data: bytes | bytearray | memoryview, *, overwrite: bool) -> str:
+def write_bytes(
+    path: PathLike, data: bytes | bytearray | memoryview, *, overwrite: bool, mode: int = 0o666
+) -> str:
     """Write `data` atomically; returns its sha256, hexadecimal."""
-    with atomic_write(path, overwrite=overwrite) as file:
+    with atomic_write(path, overwrite=overwrite, mode=mode) as file:
         file.write(data)
     return file.sha256
 
 
-def write_text(path: PathLike, text: str, *, overwrite: bool) -> str:
+def write_text(path: PathLike, text: str, *, overwrite: bool, mode: int = 0o666) -> str:
     """Write `text` atomically as UTF-8 with the newlines it has; returns the sha256 of the bytes.
 
     Names that are not UTF-8 (surrogates in a str) come out as the bytes they were.
     """
-    return write_bytes(path, text.encode("utf-8", errors="surrogateescape"), overwrite=overwrite)
+    return write_bytes(path, text.encode("utf-8", errors="surrogateescape"), overwrite=overwrite, mode=mode)
 
 
 def check_output(path: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:

@@ -118,7 +118,7 @@ def refuse_what_is_not_hu(
         notes.append(f"all voxels are {low:g} HU" if values.size else "all voxels are scanner padding")
         return
     fault = ""
-    hint = "convert the DICOM again, with dcm2niix"
+    hint = "convert the DICOM series again, with ctsr convert"
     if low >= -1 and high <= 1:
         fault = f"values {low:.3g}…{high:.3g}: not HU, but a picture scaled to 1"
     elif low >= 0 and high <= 255.5 and (stored_dtype.itemsize == 1 or _looks_clipped(values)):

@@ -141,7 +141,12 @@ def read_table(path: PathLike, *, columns: Sequence[str] = ()) -> list[dict[str,
 
 
 def write_table(
-    path: PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, overwrite: bool
+    path: PathLike,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, object]],
+    *,
+    overwrite: bool,
+    mode: int = 0o666,
 ) -> None:
     """Write rows as CSV with the given columns; a cell missing in a row is left empty.
 
@@ -152,7 +157,7 @@ def write_table(
     writer.writerow(columns)
     for row in rows:
         writer.writerow([_quoted(row.get(c)) for c in columns])
-    write_text(path, out.getvalue(), overwrite=overwrite)
+    write_text(path, out.getvalue(), overwrite=overwrite, mode=mode)
 
 
 def _quoted(value: object) -> str:

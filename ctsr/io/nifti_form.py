@@ -15,12 +15,13 @@ __all__ = [
     "MM_PER_UNIT",
     "checked_affine",
     "first_fault",
+    "is_tilted",
     "nearest_rotation",
     "orientation",
     "quaternion",
 ]
 
-CONVERT = "convert the DICOM series again, with dcm2niix"
+CONVERT = "convert the DICOM series, with ctsr convert"
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (taken as mm), metre, mm, micron
 _SCALE_TOLERANCE = 1e-3  # pixdim against the sform's columns, relative
 _FORM_TOLERANCE = 0.1  # mm at the farthest corner, sform against qform
@@ -153,8 +154,7 @@ def checked_affine(affine: np.ndarray, *, path: str | None = None, notes: list[s
         raise GeometryError(f"voxels of {sizes} mm, {allowed} expected", path=path, hint="is the unit right?")
     if np.abs(affine[:3, 3]).max() > _ORIGIN_LIMIT:
         raise GeometryError(f"the origin lies {np.abs(affine[:3, 3]).max():.3g} mm away", path=path)
-    cosines = np.abs((affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing))[np.triu_indices(3, 1)]
-    if (shear := float(cosines.max())) > _SHEAR_LIMIT:
+    if (shear := _shear(affine)) > _SHEAR_LIMIT:
         if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
             raise GeometryError("the affine is singular: axes run the same way", path=path)
         reason = f"sheared by {math.degrees(math.asin(min(1.0, shear))):.1f}° (gantry tilt)"
@@ -162,6 +162,17 @@ def checked_affine(affine: np.ndarray, *, path: str | None = None, notes: list[s
     if shear > _SHEAR_ROUNDING:
         notes.append(f"axes are sheared by {math.degrees(shear):.3f}°: the sform is kept as it is")
     return affine
+
+
+def is_tilted(affine: np.ndarray) -> bool:
+    """Whether the axes are sheared as by a tilted gantry: more than rounding or a careless writer explains."""
+    return _shear(affine) > _SHEAR_LIMIT
+
+
+def _shear(affine: np.ndarray) -> float:
+    """Largest cosine between two axes."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(directions.T @ directions)[np.triu_indices(3, 1)].max())
 
 
 def nearest_rotation(affine: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctsr.errors import GeometryError, InputError, UsageError
-from ctsr.io.nifti_form import CONVERT, first_fault, nearest_rotation, orientation, quaternion
+from ctsr.io.nifti_form import CONVERT, first_fault, is_tilted, nearest_rotation, orientation, quaternion
 
 __all__ = ["LABEL_INTENT", "Header", "build_header", "read_header"]
 
@@ -175,7 +175,7 @@ def _size_and_order(start: bytes, path: str) -> tuple[int, str]:
     raise _foreign(start, path)
 
 
-_DICOM = ("a DICOM file, not NIfTI", "dcm2niix turns a series into NIfTI")
+_DICOM = ("a DICOM file, not NIfTI", "ctsr convert turns a series into NIfTI")
 _NRRD = ("an NRRD file, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
 _META = ("a MetaImage, not NIfTI", "save it as .nii.gz, for example with 3D Slicer")
 _PAIR = ("one half of a .hdr/.img pair, a single .nii file expected", "nib-convert x.hdr x.nii.gz")
@@ -260,7 +260,8 @@ def build_header(
     """The 352 bytes before the voxels of a .nii file: little-endian, slope 1, sform = qform, mm.
 
     Always a fresh header: nothing of an input's header, where a name may hide, is carried over. Where the
-    affine is slightly sheared the qform has the nearest rotation, so that readers which want one open it.
+    affine is slightly sheared the qform has the nearest rotation, so that readers which want one open it;
+    where it is sheared by a tilted gantry there is no qform.
     """
     if max(shape) > _LARGEST_SIDE:
         raise UsageError(f"{max(shape)} voxels along an axis, NIfTI-1 holds {_LARGEST_SIDE}")
@@ -279,7 +280,8 @@ def build_header(
     h["vox_offset"], h["scl_slope"], h["scl_inter"] = 352, 1, 0
     h["xyzt_units"] = 2
     h["dim_info"] = 0 if slice_axis is None else slice_axis + 1 << 4
-    h["qform_code"] = h["sform_code"] = form_code
+    h["sform_code"] = form_code
+    h["qform_code"] = 0 if is_tilted(affine) else form_code  # a quaternion can't hold a shear
     h["quatern"] = quaternion(rotation * [1, 1, qfac])
     h["qoffset"] = affine[:3, 3]
     h["srow"] = affine[:3]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ctsr.errors import (
     CtsrError,
@@ -20,6 +20,8 @@ from ctsr.errors import (
 from ctsr.io.lists import VOLUME_SUFFIXES, stem, volumes_in
 
 __all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "shard_name", "take_shard"]
+
+T = TypeVar("T")
 
 _DISK_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -53,7 +55,7 @@ def find_cases(source: Path, target: Path) -> list[Case]:
         raise UsageError(
             "no .nii or .nii.gz files in it",
             path=source,
-            hint="a DICOM series is converted first, with dcm2niix",
+            hint="a DICOM series is converted first, with ctsr convert",
         )
     cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
     taken: dict[str, str] = {}
@@ -65,7 +67,7 @@ def find_cases(source: Path, target: Path) -> list[Case]:
     return cases
 
 
-def take_shard(cases: Sequence[Case], shard: str | None) -> list[Case]:
+def take_shard(cases: Sequence[T], shard: str | None) -> list[T]:
     """Every N-th case, from the I-th on (1 ≤ I ≤ N); `env` asks Slurm, Kubernetes or torchrun. None: all."""
     if shard is None:
         return list(cases)

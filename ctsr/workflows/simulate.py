@@ -14,7 +14,8 @@ from ctsr import __version__
 from ctsr.core.geometry import slice_axis
 from ctsr.core.storage import rounded
 from ctsr.core.volume import Volume
-from ctsr.data.splits import SETS, list_path, update_lists
+from ctsr.data.manifest import MANIFEST, update_manifest
+from ctsr.data.splits import SETS, list_path
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.lists import read_table, write_table
@@ -29,8 +30,6 @@ __all__ = ["Report", "Simulation", "phantoms", "simulate"]
 
 PAIRS = "pairs.csv"
 PAIR_COLUMNS = ["thin", "thick", "factor", "spacing_mm", "thickness_mm", "profile", "noise_hu", "seed"]
-MANIFEST = "manifest.csv"
-MANIFEST_COLUMNS = ["file", "patient", "set", "slices", "spacing_mm", "thickness_mm", "pixel_mm", "source"]
 NOTICE = "research use only; not a medical device"
 
 
@@ -202,8 +201,6 @@ def phantoms(
     for i, file in enumerate(files):
         _write_phantom(data / file, seed=seed, number=i, shape=shape, spacing=spacing, overwrite=overwrite)
         report.progress((i + 1) / n, f"{i + 1} of {n} phantoms")
-    patients = files | {row["file"]: row.get("patient") or row["file"] for row in others}
-    sets = update_lists(data, patients)
     common = {
         "slices": shape[0],
         "spacing_mm": spacing[0],
@@ -211,11 +208,9 @@ def phantoms(
         "pixel_mm": spacing[1],
         "source": f"ctsr simulate --phantoms, seed {seed}",
     }
-    rows = [{"file": file, "patient": patient, "set": sets[file]} | common for file, patient in files.items()]
-    kept = [row | {"set": sets[row["file"]]} for row in others]
-    columns = list(dict.fromkeys([*MANIFEST_COLUMNS, *(c for row in kept for c in row)]))
-    write_table(data / MANIFEST, columns, [*kept, *rows], overwrite=True)
-    return rows
+    return update_manifest(
+        data, [{"file": file, "patient": patient} | common for file, patient in files.items()]
+    )
 
 
 def _write_phantom(
