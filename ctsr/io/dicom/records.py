@@ -29,10 +29,11 @@ class DicomFile:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that is no slice of a volume, and why."""
+    """A file that is no slice of a volume, and why. series_uid: "" where it has none; it stays out of messages."""
 
     name: str
     reason: str
+    series_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
