@@ -1,4 +1,4 @@
-"""Files that are whole or not there: a temporary file beside the target, synced, then put in place.
+"""Files and folders that are whole or not there: a temporary one beside the target, synced, then put in place.
 
 Every step goes through `os` on an unbuffered descriptor, so that a test can fail each call in turn.
 """
@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,9 @@ from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
 __all__ = [
     "OutputFile",
     "PathLike",
+    "atomic_folder",
     "atomic_write",
+    "check_folder",
     "check_output",
     "input_error",
     "output_error",
@@ -169,6 +172,40 @@ def atomic_write(
 
 
 @contextlib.contextmanager
+def atomic_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], bool]) -> Iterator[str]:
+    """A folder that appears under its name, mode 0700, when the block ends well, and not at all otherwise.
+
+    Yields a temporary folder beside it, for files that the block itself syncs. A folder that is there is replaced
+    as far as `check_folder` allows it; two renames do that, so for a moment neither has the name.
+    """
+    target = os.path.realpath(path)
+    parent = os.path.dirname(target)
+    check_folder(path, overwrite=overwrite, is_ours=is_ours)
+    _sweep(parent)
+    temporary, aside = (
+        os.path.join(parent, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part") for _ in range(2)
+    )
+    try:
+        with _as_output_error(path):
+            os.mkdir(temporary, 0o700)
+        yield temporary
+        check_folder(path, overwrite=overwrite, is_ours=is_ours)  # somebody may have filled it meanwhile
+        with _as_output_error(path):
+            _sync_folder(temporary)
+            if os.path.lexists(target):
+                os.rename(target, aside)
+            os.rename(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(target):
+                os.rename(aside, target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(target):
+            shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(parent)
+
+
+@contextlib.contextmanager
 def _as_output_error(path: PathLike) -> Iterator[None]:
     try:
         yield
@@ -216,7 +253,10 @@ def _sweep(folder: str) -> None:
             if (found := _TEMPORARY.fullmatch(entry.name)) and not _is_alive(int(found[1])):
                 with contextlib.suppress(OSError):
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _ORPHAN_AGE_SECONDS:
-                        os.unlink(entry.path)
+                        if entry.is_dir(follow_symlinks=False):
+                            shutil.rmtree(entry.path)
+                        else:
+                            os.unlink(entry.path)
 
 
 def _is_alive(pid: int) -> bool:
@@ -280,6 +320,31 @@ def check_output(path: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] 
     with _as_output_error(path):
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666))
         Path(probe).unlink()
+
+
+def check_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], bool]) -> None:
+    """Refuse, before hours of work, a folder that could not be put in place at their end.
+
+    An empty folder may be there; one that holds something is replaced under `overwrite`, if `is_ours` says of
+    it that we made all of it. UsageError or ResourceError as in `check_output`.
+    """
+    target = os.path.realpath(path)
+    parent = os.path.dirname(target)
+    if not os.path.isdir(parent):
+        raise UsageError(f"its folder does not exist: {parent}", path=path)
+    with _as_output_error(path):
+        if os.path.lexists(target):
+            if not os.path.isdir(target):
+                raise UsageError("is a file, a folder is asked for", path=path)
+            if count := len(os.listdir(target)):
+                if not is_ours(target):
+                    reason = f"holds {count} files and folders, and not only what ctsr wrote"
+                    raise UsageError(reason, path=path, hint="name another folder")
+                if not overwrite:
+                    raise FileExistsError(errno.EEXIST, "")
+        probe = os.path.join(parent, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
+        os.mkdir(probe)
+        os.rmdir(probe)
 
 
 def _kind(mode: int) -> str:

@@ -1,0 +1,277 @@
+"""A derived series: thin slices as CT images beside their source, in the same patient, study and frame.
+
+One file a slice, explicit VR little endian, stored value = HU. Attributes are copied from the source by name, never
+all of them: what is not listed here does not pass. UIDs are digests of all headers and all pixels. So the same input
+gives the same files, sending them twice is harmless, and no UID ever stands for two contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctsr.core.geometry import corners
+from ctsr.core.volume import Volume
+from ctsr.errors import GeometryError, ResourceError, UsageError
+from ctsr.io.atomic import OutputFile, PathLike, atomic_folder, check_folder, output_error
+from ctsr.io.dicom.derived import IMPLEMENTATION, Derivation, Headers
+from ctsr.io.dicom.elements import quiet
+from ctsr.io.dicom.records import Stack
+from ctsr.io.provenance import write_record
+
+__all__ = ["Derivation", "check_like", "check_series", "write_series"]
+
+RECORD = "ctsr.json"
+_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_DIRECTION, _SPACING = 1e-4, 1e-3  # largest difference: of direction cosines; of pixel spacings, relative
+_ON_GRID = 1e-3  # mm
+_OURS = re.compile(r"IM\d{6}\.dcm|" + re.escape(RECORD))
+
+
+def check_series(folder: PathLike, *, overwrite: bool, like: Stack) -> None:
+    """Refuse, before hours of work, a folder that `write_series` could not write.
+
+    UsageError: it holds something else than a series that ctsr wrote, or such a one without `overwrite`, or the
+    source itself; no such parent. ResourceError: the parent can't be written to.
+    """
+    target = Path(os.path.realpath(folder))
+    if any(Path(os.path.realpath(s.file.path)).is_relative_to(target) for s in like.slices):
+        raise UsageError("holds the input itself", path=folder, hint="name another folder")
+    check_folder(folder, overwrite=overwrite, is_ours=_is_ours)
+
+
+def write_series(
+    folder: PathLike,
+    slabs: Iterable[tuple[int, np.ndarray]],
+    like: Stack,
+    affine: np.ndarray,
+    shape: tuple[int, int, int],
+    *,
+    derivation: Derivation | Callable[[], Derivation],
+    padding_value: int | None,
+    overwrite: bool,
+    record: Mapping[str, Any],
+    random_uids: bool = False,
+    series_number: int | None = None,
+) -> tuple[str, ...]:
+    """Write a volume as CT images IM000001.dcm … with `ctsr.json` beside them; returns what should be known of it.
+
+    slabs: (index of the first slice, (n, rows, columns) HU), together every slice once, in any order. HU are
+    rounded half to even and limited to int16, nothing else.
+    like: the series that lends patient, study, frame of reference and technique.
+    affine: (4, 4), index (column, row, slice) → RAS+ mm, slices rising along row × column direction.
+    shape: columns, rows, slices. derivation: a function is called when the last slab has been taken.
+    padding_value: HU of padding in the volume, None where it has none. series_number: None: the source's + 1000.
+    record: written to ctsr.json once the slabs are through, so it may be filled meanwhile; nothing of a patient.
+    random_uids: new UIDs and the present as ContentDate at every call.
+
+    The folder appears when all is written and read back; until then its pixels lie in a temporary one beside it.
+    Raises what `check_series` does, GeometryError for an affine that is no such grid, ValueError for wrong slabs.
+    """
+    check_series(folder, overwrite=overwrite, like=like)
+    grid = _TO_LPS @ affine
+    _check_grid(grid)
+    with atomic_folder(folder, overwrite=overwrite, is_ours=_is_ours) as temporary, quiet():
+        digests = _spool(temporary, slabs, shape, folder)
+        told = derivation if isinstance(derivation, Derivation) else derivation()
+        source = hashlib.sha256(like.series_uid.encode()).digest()
+        build = Headers(
+            like,
+            grid,
+            shape,
+            told,
+            padding_value=padding_value,
+            series_number=series_number,
+            uids=(_ANY_SERIES, _ANY_IMAGE),
+            new_uid=lambda what: _uid(source, what),
+            content_time=datetime.datetime.now() if random_uids else None,
+        )
+        headers = [build.header(k) for k in range(shape[2])]
+        whole = hashlib.sha256(json.dumps(dict(told.parameters), sort_keys=True).encode())
+        for header, digest in zip(headers, digests, strict=True):
+            whole.update(header + digest)
+        seed = secrets.token_bytes(32) if random_uids else whole.digest()
+        size = 0
+        for k, header in enumerate(headers):
+            for placeholder, part in ((_ANY_SERIES, "series"), (_ANY_IMAGE, f"image {k}")):
+                header = header.replace(placeholder.encode(), _uid(seed, part).encode())
+            size += _finish(temporary, k, header, folder)
+        _verify(temporary, grid, digests, folder)
+        sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+        beside = os.path.join(temporary, RECORD)
+        write_record(
+            beside, {**record, "output_pixels_sha256": sha256, "output_size_bytes": size}, overwrite=False
+        )
+        os.chmod(beside, 0o600)
+    return tuple(build.warnings)
+
+
+def check_like(volume: Volume, stack: Stack) -> Volume:
+    """The volume, a view, with its axes as the series has them: column, row, slice along the normal.
+
+    For an image file that borrows a patient: GeometryError where its axes are not those of the series, or its
+    pixels are of another size, or it lies outside the box that the series fills.
+    """
+    first = stack.slices[0]
+    frame = np.stack([first.row, first.column, first.normal])  # LPS, rows: the axes asked for
+    toward = frame @ (_TO_LPS @ volume.affine)[:3, :3] / volume.spacing
+    order = np.argmax(np.abs(toward), axis=1)
+    closest = np.abs(toward)[range(3), order]
+    if len(set(order.tolist())) < 3 or closest.min() < np.cos(np.radians(0.1)):
+        degrees = np.degrees(np.arccos(closest.min().clip(0, 1)))
+        raise GeometryError(
+            f"its axes are turned by {degrees:.3g}° against the series'", hint="--like another series"
+        )
+    given, wanted = volume.spacing[order[:2]], np.array(first.pixel_spacing)[::-1]
+    if (np.abs(given / wanted - 1) > _SPACING).any():
+        sizes = " against ".join(f"{a:.6g} × {b:.6g}" for a, b in (given, wanted))
+        raise GeometryError(
+            f"its pixels are not of the series' size: {sizes} mm", hint="--like another series"
+        )
+    ours = corners(_TO_LPS @ volume.affine, volume.shape) @ frame.T
+    rows, columns = first.shape
+    far = first.row * (columns - 1) * wanted[0] + first.column * (rows - 1) * wanted[1]
+    theirs = np.array([p for s in stack.slices for p in (s.position, s.position + far)]) @ frame.T
+    apart = np.maximum(ours.min(0) - theirs.max(0), theirs.min(0) - ours.max(0))
+    if apart.max() > 0:
+        raise GeometryError(
+            f"it lies {apart.max():.4g} mm outside the box of the series", hint="--like another series"
+        )
+    signs = np.sign(toward[range(3), order])
+    data = volume.data.transpose(order)
+    turned = volume.affine[:, [*order, 3]].copy()
+    for axis in np.flatnonzero(signs < 0).tolist():
+        data = np.flip(data, axis)
+        turned[:, 3] += turned[:, axis] * (data.shape[axis] - 1)
+        turned[:, axis] *= -1
+    return Volume(
+        data, turned, volume.slice_thickness, 2, stored_dtype=volume.stored_dtype, form_code=volume.form_code
+    )
+
+
+def _uid(seed: bytes, part: str) -> str:
+    """A UID below 2.25 from a digest, always of 44 characters, so that any takes the place of another.
+
+    A UUID of version 8 (RFC 9562: of the maker's own rule) whose highest bit is set: 39 decimal digits.
+    """
+    number = int.from_bytes(hashlib.sha256(seed + part.encode()).digest()[:16])
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return f"2.25.{number | 1 << 127}"
+
+
+_ANY_SERIES, _ANY_IMAGE = (_uid(b"placeholder", part) for part in ("series", "image"))
+
+
+def _check_grid(grid: np.ndarray) -> None:
+    """GeometryError unless columns, rows and slices stand on each other, slices along row × column."""
+    directions = grid[:3, :3] / np.linalg.norm(grid[:3, :3], axis=0)
+    if (off := np.abs(directions.T @ directions - np.eye(3)).max()) > _DIRECTION:
+        raise GeometryError(f"its axes are not orthogonal: cosine {off:.2g}, at most {_DIRECTION:g}")
+    if np.linalg.det(directions) < 0:
+        raise GeometryError("its slices run against row × column: a series can't be stored so")
+
+
+def _spool(
+    temporary: str, slabs: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int, int], folder: PathLike
+) -> list[bytes]:
+    """Store the pixels of each slice beside where it will be; returns their digests. ValueError on wrong slabs."""
+    columns, rows, n = shape
+    digests: list[bytes] = [b""] * n
+    for start, slab in slabs:
+        if slab.ndim != 3 or slab.shape[1:] != (rows, columns) or not 0 <= start <= n - len(slab):
+            raise ValueError(f"a slab of {slab.shape} from {start} in a volume of {(n, rows, columns)}")
+        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
+            raise ValueError("voxels that are not finite are not written")
+        for k, plane in enumerate(slab, start):
+            if digests[k]:
+                raise ValueError(f"slice {k} comes twice")
+            stored = np.rint(plane).clip(-(1 << 15), (1 << 15) - 1).astype("<i2")
+            with _create(_spooled(temporary, k), folder) as file:
+                file.write(np.ascontiguousarray(stored).data)
+            digests[k] = bytes.fromhex(file.sha256)
+    if missing := digests.count(b""):
+        raise ValueError(f"{missing} of {n} slices did not come")
+    return digests
+
+
+def _finish(temporary: str, k: int, header: bytes, folder: PathLike) -> int:
+    """Header and pixels of slice k under its name, on the disk; its size, bytes."""
+    spooled = _spooled(temporary, k)
+    try:
+        pixels = Path(spooled).read_bytes()
+        with _create(os.path.join(temporary, f"IM{k + 1:06d}.dcm"), folder) as file:
+            file.write(header)
+            file.write(pixels)
+            os.fsync(file.fileno())
+        os.unlink(spooled)  # now, so that the disk never holds a volume twice
+    except OSError as exc:
+        raise output_error(exc, folder) from exc
+    return file.size
+
+
+def _spooled(temporary: str, k: int) -> str:
+    return os.path.join(temporary, f"{k}.pixels")
+
+
+@contextlib.contextmanager
+def _create(path: str, folder: PathLike) -> Iterator[OutputFile]:
+    try:
+        binary = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        file = OutputFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | binary, 0o600), folder)
+    except OSError as exc:
+        raise output_error(exc, folder) from exc
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _verify(temporary: str, grid: np.ndarray, digests: list[bytes], folder: PathLike) -> None:
+    """Read every file back: its pixels, its position on the grid, its own UID. ResourceError where one is not so."""
+    import pydicom
+
+    uids = set()
+    for k, digest in enumerate(digests):
+        name = f"IM{k + 1:06d}.dcm"
+        found = pydicom.dcmread(io.BytesIO(Path(temporary, name).read_bytes()))
+        position, orientation = found.ImagePositionPatient, np.array(found.ImageOrientationPatient, float)
+        expected = grid[:3, 3] + k * grid[:3, 2]
+        r, c = orientation.reshape(2, 3) * np.array(found.PixelSpacing, float)[::-1, None]
+        extent = max(found.Rows, found.Columns)
+        faults = {
+            "pixels": hashlib.sha256(found.PixelData).digest() != digest,
+            "position": np.abs(np.array(position, float) - expected).max() > _ON_GRID
+            or max(len(str(p)) for p in position) > 16,
+            "orientation": max(np.abs(r - grid[:3, 0]).max(), np.abs(c - grid[:3, 1]).max()) * extent
+            > _ON_GRID,
+            "UID": found.SOPInstanceUID in uids,
+        }
+        uids.add(found.SOPInstanceUID)
+        if any(faults.values()):
+            wrong = ", ".join(what for what, is_wrong in faults.items() if is_wrong)
+            raise ResourceError(f"{name} does not read back as it was written: {wrong}", path=folder)
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether a folder holds a series that ctsr wrote and nothing else."""
+    names = os.listdir(folder)
+    if RECORD not in names or not all(map(_OURS.fullmatch, names)):
+        return False
+    for name in names:
+        if name != RECORD:
+            with open(os.path.join(folder, name), "rb") as file:
+                if IMPLEMENTATION.encode() not in file.read(512):
+                    return False
+    return True
