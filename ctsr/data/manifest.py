@@ -20,8 +20,8 @@ def update_manifest(
 ) -> list[dict[str, Any]]:
     """Put `rows` into the manifest in place of those of the same files, and write the lists; returns `rows` with sets.
 
-    A row has at least file (relative to `data`, /) and patient. `unlisted` says why a scan is kept out of the lists,
-    `voxels_sha256` what is the same scan whatever its name: all patients of one scan count as one and share a set.
+    A row has at least file (relative to `data`, /) and patient. `unlisted` says why a scan is kept out of the lists.
+    Files with one `sha256` are one scan, whatever they are called: its patients count as one and share a set.
     Rows of other files, and columns that this version does not know, are kept.
     Raises InputError where the lists, as they are, have a patient in two sets.
     """
@@ -49,8 +49,8 @@ def _persons(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     holder: dict[str, str] = {}
     for row in rows:
         patient = first(row.get("patient") or row["file"])
-        if voxels := row.get("voxels_sha256"):
-            other = first(holder.setdefault(voxels, patient))
+        if digest := row.get("sha256"):
+            other = first(holder.setdefault(digest, patient))
             if other != patient:
                 joined[patient] = other
     return {row["file"]: first(row.get("patient") or row["file"]) for row in rows}
