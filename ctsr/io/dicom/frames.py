@@ -18,7 +18,16 @@ import numpy as np
 from ctsr.io.atomic import input_error
 from ctsr.io.dicom.elements import integer, items, number, numbers, short, text, texts
 from ctsr.io.dicom.records import DicomFile, Slice
-from ctsr.io.dicom.source import BIG_ENDIAN, CT_CLASSES, DEFLATED, EXPLICIT, IMPLICIT, Header, read_bytes
+from ctsr.io.dicom.source import (
+    BIG_ENDIAN,
+    CT_CLASSES,
+    DEFLATED,
+    DIRECTORY,
+    EXPLICIT,
+    IMPLICIT,
+    Header,
+    read_bytes,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Image", "NoSlice", "PartOfSeries", "fingerprint", "images_of", "series_of"]
 
 _NATIVE = {IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED}
+_JPEG_BASELINE = "1.2.840.10008.1.2.4.50"  # 8 bits, with a slope that makes HU of them
 _SMALLEST = 16  # rows and columns; less is an icon
 _LARGEST = 1 << 31  # bytes of an object's pixels
 
@@ -88,13 +98,14 @@ def series_of(header: Header) -> tuple[str, str]:
 def images_of(header: Header, *, originals_only: bool = False) -> list[Image]:
     """The image planes of an object, one or one a frame. Raises NoSlice or PartOfSeries."""
     dataset = header.dataset
-    sop_class = text(dataset, 0x00080016)
+    sop_class = header.sop_class
     if sop_class not in CT_CLASSES:
         raise NoSlice(_class_name(sop_class))
     frames = _frames(dataset) if CT_CLASSES[sop_class] else [_Frame(dataset)]
     kinds = [_kind(frame, originals_only=originals_only) for frame in frames] or [()]
     bits, colours = short(dataset, 0x00280100), text(dataset, 0x00280004)
-    if (short(dataset, 0x00280002), bits) != (1, 16) or colours not in ("MONOCHROME1", "MONOCHROME2"):
+    is_16_bit = bits == 16 or (bits == 8 and header.transfer_syntax == _JPEG_BASELINE)
+    if not is_16_bit or short(dataset, 0x00280002) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
         raise NoSlice(f"not a grey CT image ({_word(colours) or 'no colours named'}, {bits or '?'} bit)")
     if header.pixels is None:
         raise NoSlice("no PixelData", is_part=True)
@@ -205,7 +216,7 @@ def _frames(dataset: Dataset) -> list[_Frame]:
 def _class_name(uid: str) -> str:
     from pydicom.uid import UID
 
-    if uid == "1.2.840.10008.1.3.10":
+    if uid == DIRECTORY:
         return "DICOMDIR"
     name = str(UID(uid).name) if uid else "no SOP class"
     return name.removesuffix(" Storage") if name != uid else "unknown SOP class"
@@ -279,7 +290,8 @@ def _traits(frame: _Frame) -> dict[str, str]:
     traits = {
         "kV": rounded(_X_RAY, 0x00180060),
         "field of view": rounded(_RECONSTRUCTION, 0x00181100),
-        "image type": "\\".join((*image_type[2:4], "derived" if _is_derived(image_type) else "")),
+        # the fourth value is the vendor's; it changes within one scan (GE: ADD)
+        "image type": "\\".join((*image_type[2:3], "derived" if _is_derived(image_type) else "original")),
     }
     if frame.own is not None:
         traits |= {"stack": plain(_CONTENT, 0x00209056), "time": plain(_CONTENT, 0x00209128)}

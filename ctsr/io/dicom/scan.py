@@ -15,6 +15,8 @@ from ctsr.errors import GeometryError, InputError
 from ctsr.io.dicom.elements import quiet, text
 from ctsr.io.dicom.frames import Image, NoSlice, PartOfSeries, fingerprint, images_of, series_of
 from ctsr.io.dicom.grid import change_of_spacing, fit_grid
+from ctsr.io.dicom.pixels import check_pixels
+from ctsr.io.dicom.read import check_rescale
 from ctsr.io.dicom.records import DicomFile, Refused, Scan, Skipped, Stack
 from ctsr.io.dicom.source import damage, find
 
@@ -25,9 +27,10 @@ _SAME_PLACE = 0.01  # mm
 _SCOUT_COSINE = 0.7071  # 45° off what most of its series shows
 _FEWEST = 3  # slices: two have one distance, and nothing to check it against
 
-# What tells phases apart, the most trusted first. AcquisitionNumber counts rotations in a sequential scan and
-# exposures in others, so it never splits a stack whose positions are all different.
+# What tells phases apart, the most trusted first. Each changes within some plain scan (AcquisitionNumber counts
+# rotations, ImageType's fourth value is the vendor's), so none splits a stack whose positions are all different.
 _PHASES = {
+    "ImageType": 0x00080008,
     "AcquisitionNumber": 0x00200012,
     "TemporalPositionIdentifier": 0x00200100,
     "TriggerTime": 0x00181060,
@@ -151,7 +154,8 @@ class _Series:
         )
 
     def _refused(self, images: Sequence[Image], why: InputError) -> Refused:
-        return Refused(images[0].slice.file.name, _n_files(images), why.reason, why.hint, self.uid)
+        reason = why.reason if why.path is None else f"{why.path}: {why.reason}"
+        return Refused(images[0].slice.file.name, _n_files(images), reason, why.hint, self.uid)
 
     def _skips(self, left_out: Sequence[tuple[Image, str]]) -> Iterator[Skipped]:
         """One line a file; one a frame where other frames of the file are kept."""
@@ -327,14 +331,16 @@ def _phases(images: Sequence[Image], tag: int) -> list[list[Image]]:
     try:
         for phase in phases.values():
             _regular(phase, split=False)
-    except GeometryError:
+    except InputError:
         return []
     return list(phases.values())
 
 
 def _regular(images: list[Image], *, split: bool) -> list[_Volume]:
-    """One volume, or two with `split` where the spacing changes once. GeometryError: no grid."""
+    """One volume, or two with `split` where the spacing changes once. InputError: none that can be read rightly."""
     slices = [image.slice for image in images]
+    check_pixels(slices)
+    check_rescale(slices)
     try:
         fit_grid(slices)
     except GeometryError:

@@ -48,7 +48,7 @@ CT_CLASSES = {  # the SOP classes that can hold a CT volume; the value: whether 
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
-_DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _STORAGE = b"1.2.840.10008.5.1.4.1.1"  # every SOP class of a stored object begins so
 
 _HEAD_SIZES = (1 << 16, 1 << 20, 1 << 23)  # a plain CT header is 2–20 kB, an enhanced one 1–2 kB a frame
@@ -68,13 +68,14 @@ _RATIO, _RATIO_FROM = 200, 50_000_000  # a member that inflates so much, and is 
 class Header:
     """One DICOM object, parsed up to its pixel data.
 
-    dataset: without pixel data, private groups, overlays and values longer than 64 KiB.
+    dataset: without pixel data, private groups, overlays and values longer than 64 KiB. sop_class: "" where absent.
     pixels: where the pixel data start in `read_bytes(file)`, and their length, bytes (None: in fragments);
         None where there are none. size: of the whole object, bytes. has_meta: has a file meta group.
     """
 
     file: DicomFile
     dataset: Dataset
+    sop_class: str
     transfer_syntax: str
     pixels: tuple[int, int | None] | None
     size: int
@@ -106,7 +107,7 @@ def find(source: Path) -> Iterator[Header | Skipped]:
         yield from _members(source)
         return
     found = _look(DicomFile(source.name, source))
-    if isinstance(found, Header) and text(found.dataset, 0x00080016) == _DIRECTORY:
+    if isinstance(found, Header) and found.sop_class == DIRECTORY:
         yield from _folder(source.parent)
     else:
         yield found
@@ -303,15 +304,16 @@ def _parse(file: DicomFile, stream: IO[bytes], size: int) -> Header:
     for longer in (*_HEAD_SIZES[1:], 0):
         elements, pixels = _elements(head, meta)
         dataset = Dataset(elements)
-        if pixels or len(head) == size or text(dataset, 0x00080016) not in CT_CLASSES:
+        sop_class = text(dataset, 0x00080016) or meta.sop_class
+        if pixels or len(head) == size or sop_class not in CT_CLASSES:
             break
         if not longer:
             raise _NotRead(f"a header of more than {_HEAD_SIZES[-1] >> 20} MiB")
         head += stream.read(longer - len(head))
-    if head[128:132] != b"DICM" and not text(dataset, 0x00080016).startswith(_STORAGE.decode()):
+    if head[128:132] != b"DICM" and not sop_class.startswith(_STORAGE.decode()):
         raise _NotRead("not DICOM")
     dataset.set_original_encoding(meta.is_implicit, meta.is_little_endian)
-    return Header(file, dataset, meta.transfer_syntax, pixels, size, meta.is_there)
+    return Header(file, dataset, sop_class, meta.transfer_syntax, pixels, size, meta.is_there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +321,7 @@ class _Meta:
     """How the data set that starts at byte `start` is encoded; is_there: said so by a file meta group."""
 
     start: int
+    sop_class: str
     transfer_syntax: str
     is_implicit: bool
     is_little_endian: bool
@@ -334,14 +337,14 @@ def _parse_meta(data: bytes) -> _Meta:
     stream.seek(132 if data[128:132] == b"DICM" else 0)
     group_2 = data_element_generator(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     meta = Dataset({element.tag: element for element in group_2})
-    start, syntax = stream.tell(), text(meta, 0x00020010)
+    start, sop_class, syntax = stream.tell(), text(meta, 0x00020002), text(meta, 0x00020010)
     if syntax == DEFLATED:
-        return _Meta(start, syntax, False, True, True)
+        return _Meta(start, sop_class, syntax, False, True, True)
     group, vr = data[start : start + 2], data[start + 4 : start + 6]
     is_implicit = not (vr.isalpha() and vr.isupper())
     is_little_endian = syntax != BIG_ENDIAN if syntax else is_implicit or group[1:] < b"\4"  # group < 1024
     guessed = IMPLICIT if is_implicit else EXPLICIT if is_little_endian else BIG_ENDIAN
-    return _Meta(start, syntax or guessed, is_implicit, is_little_endian, bool(syntax))
+    return _Meta(start, sop_class, syntax or guessed, is_implicit, is_little_endian, bool(syntax))
 
 
 def _plain(data: bytes, meta: _Meta) -> bytes:
