@@ -1,0 +1,174 @@
+"""Which voxels of a stack the scanner did not reconstruct.
+
+The declared PixelPaddingValue is stored before rescale, often with the wrong sign (63536 for −2000), sometimes names a
+value that no pixel has, and is smeared by lossy compression. So what lies in a gap below the image counts too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctsr.io.dicom.elements import number, short
+from ctsr.io.dicom.pixels import Stored
+from ctsr.io.dicom.records import Slice
+
+__all__ = ["Padding", "find_padding"]
+
+_TISSUE = (-900.0, 3071.0)  # HU; a padding value declared in here would wipe out the patient
+_GAP, _GAP_BELOW = (
+    300,
+    -1100,
+)  # HU; of 13 real paddings the nearest to the image was −1453 | −1047 … −3024 | −1024
+_LEAST_SHARE, _LEAST_COVER = 0.01, 0.9  # of all pixels, and of those outside the reconstruction circle
+_MUCH_INSIDE = 0.05  # of the circle
+_ZERO = 1 << 15  # index of 0 HU in a histogram
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Padding:
+    """Padding of a stack of K slices.
+
+    below: HU under which every voxel is padding, −inf where no gap shows it. declared: (K, 2) least and greatest HU
+    that each slice declares, NaN where none. slices: those that hold any. lowest: their least HU.
+    source: "declared", "detected" or "none". histogram: (65536,) of the HU of the rest, rounded, from −32768 on;
+    of a quarter of the rows where no gap is possible.
+    """
+
+    below: float
+    declared: np.ndarray
+    slices: np.ndarray
+    n_voxels: int
+    lowest: float
+    source: str
+    value_stored: int | None
+    histogram: np.ndarray
+
+    def mask(self, image: np.ndarray, k: int) -> np.ndarray:
+        """(rows, columns) which voxels of `image`, slice k in HU, are padding."""
+        return _mask(image, self.below, self.declared[k])
+
+
+def find_padding(
+    hu: np.ndarray, extremes: np.ndarray, slices: Sequence[Slice], facts: Sequence[Stored]
+) -> tuple[Padding, list[str]]:
+    """Padding of `hu`, (K, rows, columns), with least and greatest HU `extremes`, (K, 2); and warnings."""
+    warnings: list[str] = []
+    stored = [_declared(s, f, warnings) for s, f in zip(slices, facts, strict=True)]
+    declared = np.full((len(slices), 2), np.nan)
+    for k, (s, interval) in enumerate(zip(slices, stored, strict=True)):
+        if interval is not None:
+            low, high = np.array(interval) * (s.slope or 1.0) + (s.intercept or 0.0)
+            if _TISSUE[0] < high and low < _TISSUE[1]:
+                warnings.append(f"PixelPaddingValue stands for {low:g} HU, which is tissue: ignored")
+            else:  # as the voxels are rounded, where they are float32
+                declared[k] = np.array([low, high], dtype=np.float32 if hu.dtype.kind == "f" else np.float64)
+
+    histogram = _histogram(hu, 4 if extremes.min() >= _GAP_BELOW else 1)
+    outside = _outside_circle(slices[0])
+    below = _gap(histogram)
+    if not _is_padding(hu, below, np.flatnonzero(extremes[:, 0] < below), outside):
+        below = -math.inf
+
+    holds = (declared[:, 0] <= extremes[:, 1]) & (declared[:, 1] >= extremes[:, 0])
+    n_voxels = n_inside = n_declared = 0
+    found = []
+    for k in np.flatnonzero(holds | (extremes[:, 0] < below)).tolist():
+        mask = _mask(hu[k], below, declared[k])
+        if n := _count(mask):
+            found.append(k)
+            n_voxels += n
+            n_inside += _count(mask & ~outside)
+            n_declared += _count(_mask(hu[k], -math.inf, declared[k]))
+    ends = [(-np.inf, below)] + [tuple(ends) for ends in np.unique(declared[holds], axis=0)]
+    for low, high in np.rint(np.clip(ends, -_ZERO, _ZERO - 1)).astype(int) + _ZERO:
+        histogram[low : high + 1] = 0
+
+    if n_inside > _MUCH_INSIDE * len(hu) * _count(~outside):
+        warnings.append(
+            f"padding fills {n_inside / len(hu) / _count(~outside):.0%} of the circle of the image"
+        )
+    lowest, source, value = math.inf, "none", None
+    if found:
+        lowest = float(extremes[found, 0].min())
+        source = "declared" if 2 * n_declared > n_voxels else "detected"
+        value = stored[found[0]][0] if source == "declared" else None  # type: ignore[index]  # it declares one
+        if value is None:
+            s = slices[found[0]]
+            value = round((extremes[found[0], 0] - (s.intercept or 0.0)) / (s.slope or 1.0))
+    padding = Padding(below, declared, np.array(found, dtype=int), n_voxels, lowest, source, value, histogram)
+    return padding, warnings
+
+
+def _mask(image: np.ndarray, below: float, declared: np.ndarray) -> np.ndarray:
+    low, high = declared
+    mask: np.ndarray = image < below
+    return mask if math.isnan(low) else mask | ((image >= low) & (image <= high))
+
+
+def _declared(s: Slice, fact: Stored, warnings: list[str]) -> tuple[int, int] | None:
+    """Least and greatest stored value that a slice declares as padding."""
+    if 0x00280120 not in s.header:
+        return None
+    ends = [short(s.header, 0x00280120)]
+    if 0x00280121 in s.header:
+        ends.append(short(s.header, 0x00280121))
+    low, high = (
+        (-(1 << fact.bits - 1), (1 << fact.bits - 1) - 1) if fact.is_signed else (0, (1 << fact.bits) - 1)
+    )
+    values = []
+    for end in ends:
+        value = -1 << 16 if end is None else end & 0xFFFF
+        value -= (1 << 16) if fact.is_signed and value >= 1 << 15 else 0
+        if not low <= value <= high:
+            warnings.append(f"PixelPaddingValue is no value of {fact.bits} bits: ignored")
+            return None
+        values.append(value)
+    return min(values), max(values)
+
+
+def _histogram(hu: np.ndarray, step: int) -> np.ndarray:
+    """(65536,) counts of the rounded HU, from −32768 on, in every `step`-th row."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for k, image in enumerate(hu):
+        part = image[k % step :: step]
+        if part.dtype != np.int16:
+            part = np.clip(np.rint(part), -_ZERO, _ZERO - 1).astype(np.int16)
+        counts += np.bincount(part.view(np.uint16).ravel(), minlength=1 << 16)
+    return np.roll(counts, _ZERO)
+
+
+def _outside_circle(s: Slice) -> np.ndarray:
+    """(rows, columns) which pixels lie outside the circle that was reconstructed."""
+    rows, columns = s.shape
+    y = (np.arange(rows) - (rows - 1) / 2)[:, None] * s.pixel_spacing[0]
+    x = (np.arange(columns) - (columns - 1) / 2) * s.pixel_spacing[1]
+    diameter = min(rows * s.pixel_spacing[0], columns * s.pixel_spacing[1])
+    told = number(s.header, 0x00181100)  # ReconstructionDiameter
+    outside: np.ndarray = np.hypot(x, y) > min(diameter, told or diameter) / 2
+    return outside
+
+
+def _gap(histogram: np.ndarray) -> float:
+    """The middle, HU, of the lowest gap that may divide padding from the image; −inf where there is none."""
+    values = np.flatnonzero(histogram) - _ZERO
+    gaps = np.flatnonzero((np.diff(values) >= _GAP) & (values[:-1] < _GAP_BELOW))
+    return float(values[gaps[0]] + values[gaps[0] + 1]) / 2 if gaps.size else -math.inf
+
+
+def _is_padding(hu: np.ndarray, below: float, candidates: np.ndarray, outside: np.ndarray) -> bool:
+    """Whether the voxels under `below` are enough, and where padding is."""
+    n_below = n_outside = 0
+    for k in candidates:
+        mask = hu[k] < below
+        n_below += _count(mask)
+        n_outside += _count(mask & outside)
+    needed = _LEAST_COVER * len(hu) * _count(outside)
+    return n_below >= max(_LEAST_SHARE * hu.size, 1) and n_outside >= needed
+
+
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
