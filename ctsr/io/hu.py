@@ -19,6 +19,7 @@ _PIECE = 1 << 20  # voxels
 _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
 
 _RUNS, _RUN = 64, 4096  # a sample: so many runs of so many voxels, enough for shares to 1 %
+_PEAK_VOXELS = 1000
 _LABEL_VALUES = 128  # TotalSegmentator has 118; a grey picture 256
 _LABEL_FLATNESS = 0.8  # share of neighbours that are equal; CT with noise is below 0.1
 
@@ -158,8 +159,11 @@ def _looks_clipped(values: np.ndarray) -> bool:
 def _likely_offset(values: np.ndarray) -> int:
     """1024 or 1000 where soft tissue lies near 1000 and not near 0; 0 where the values may be HU.
 
-    Bone and contrast without air are all ≥ 0 too, but fall off from 0 up; tissue with an offset is a peak.
+    Bone and contrast without air are all ≥ 0 too, but fall off from 0 up; tissue with an offset is a peak, and
+    a peak takes many voxels to be seen.
     """
+    if values.size < _PEAK_VOXELS:
+        return 0
     tissue = np.mean((values > 850) & (values < 1250))
     between = np.mean((values > 350) & (values < 700))
     if tissue < 0.05 or tissue < 2 * between:
