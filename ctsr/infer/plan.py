@@ -86,7 +86,7 @@ def _tilings(pipeline: Pipeline) -> Iterator[Tiling]:
         yield asked
         return
     for patch in PATCHES:
-        if patch is None or patch < max(asked.height, asked.width):
+        if patch is None or patch < max(side.stop - side.start for side in asked.sides):
             yield replace(asked, patch=None if patch is None else (patch, patch))
 
 

@@ -81,13 +81,13 @@ class Engine:
         tiling: Tiling,
         progress: Callable[[float], None],
     ) -> np.ndarray:
-        residual = np.empty_like(inverse) if tiling.is_exact else np.zeros_like(inverse)
+        residual = np.zeros_like(inverse)  # and zero it stays beyond the box of the windows
         total = np.zeros(inverse.shape[1:], np.float32)
         told = torch.full((1,), rho, device=self.device)
         for window in tiling:
             done = 0
             read = (slice(None), *window.read)
-            share = residual[(slice(None), *window.keep)][0].size / inverse[0].size
+            share = inverse[0][window.keep].size / inverse[0][tiling.sides].size
             pieces = self.network.stream(self._chunks(y[read], inverse[read]), told, depth=len(y))
             for piece in self._autocast(pieces):
                 part = slice(done, done + len(piece))
@@ -99,7 +99,7 @@ class Engine:
                 progress(len(piece) / 2 * share)
             if not tiling.is_exact:
                 total[window.read] += tiling.weights(window)
-        return residual if tiling.is_exact else np.divide(residual, total, out=residual)
+        return residual if tiling.is_exact else np.divide(residual, total, out=residual, where=total > 0)
 
     def _autocast(self, pieces: Iterator[torch.Tensor]) -> Iterator[np.ndarray]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

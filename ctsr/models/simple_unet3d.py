@@ -57,6 +57,10 @@ class SimpleUNet3D(nn.Module):
         self.skip = nn.ModuleList(nn.Conv3d(a, a, 1) for a in widths[:-1])
         self.decode = nn.ModuleList(_conv(c, c) for c in widths[:-1])
         self.head = _conv(widths[0], 2 * folded)
+        if not self.stem.weight.is_meta:  # a random start on `meta` costs 1 s of imports, for nothing
+            self._initialise()
+
+    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE, nonlinearity="leaky_relu")

@@ -18,7 +18,7 @@ from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.infer.device import check_names
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
 from ctsr.infer.plan import Plan, make_plan
-from ctsr.infer.windows import Tiling
+from ctsr.infer.windows import Tiling, occupied_box
 from ctsr.io.memory import available_bytes
 from ctsr.metrics.domain import Measured, outside_domain
 from ctsr.physics.operator import apply_along_z
@@ -185,7 +185,7 @@ class Job:
             self.padding = y <= PADDING_LIMIT
             self.y = np.where(self.padding, y.dtype.type(AIR), y)
         self.dtype = storage_type(volume.result_dtype, volume.data.min(), volume.data.max())
-        tiling = _tiling(options, engine, y.shape[1:])
+        tiling = _tiling(options, engine, self.y)
         self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine)
         self.can_stream = is_streamed and self.axis == 2
         self.plan: Plan = make_plan(
@@ -401,8 +401,8 @@ class _Residual:
         }
 
 
-def _tiling(options: Options, engine: Engine | None, plane: tuple[int, ...]) -> Tiling:
-    height, width = plane
+def _tiling(options: Options, engine: Engine | None, y: np.ndarray) -> Tiling:
+    height, width = y.shape[1:]
     if engine is None:
         return Tiling(height, width, None, 0, 0, 1)
     reach, stride = engine.network.plane_reach, engine.network.stride
@@ -411,7 +411,8 @@ def _tiling(options: Options, engine: Engine | None, plane: tuple[int, ...]) -> 
         raise UsageError(f"--patch-size: {patch[0]} × {patch[1]} pixels are no multiples of {stride}")
     if patch is not None and patch[0] >= height and patch[1] >= width:
         patch = None
-    return Tiling(height, width, patch, reach if options.overlap is None else options.overlap, reach, stride)
+    overlap = reach if options.overlap is None else options.overlap
+    return Tiling(height, width, patch, overlap, reach, stride, box=occupied_box(y, stride))
 
 
 def _free() -> float:
