@@ -54,7 +54,7 @@ class PairRecipe:
     thick_share: float = 0.2  # pairs from volumes that train in plane only
     other_profile_share: float = 0.2  # box or triangle
     noise_share: float = 0.15
-    noise_max: float = 40.0  # HU, standard deviation, added to the truth before A
+    noise_max: float = 80.0  # HU, standard deviation, added to the truth before A
     uniform_share: float = 0.02  # patches of one HU: where nothing is, nothing may be invented
     scale: float = 0.02  # HU × (1 ± 2 %)
     offset: float = 10.0  # HU
