@@ -19,7 +19,7 @@ _PIECE = 1 << 20  # voxels
 _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
 
 _RUNS, _RUN = 64, 4096  # a sample: so many runs of so many voxels, enough for shares to 1 %
-_PEAK_VOXELS = 1000
+_PEAK_VOXELS = 256  # a few voxels of bone look like an offset too
 _LABEL_VALUES = 128  # TotalSegmentator has 118; a grey picture 256
 _LABEL_FLATNESS = 0.8  # share of neighbours that are equal; CT with noise is below 0.1
 
