@@ -101,7 +101,7 @@ def _decoded(value: bytes) -> str:
 
 def _element(dataset: Dataset, tag: int) -> Any:
     """The element as it was read, unconverted where pydicom has not been asked for it before."""
-    return dataset.get_item(tag) if tag in dataset else None
+    return dataset.get_item(tag, keep_deferred=True)
 
 
 def _parts(dataset: Dataset, tag: int) -> list[bytes]:

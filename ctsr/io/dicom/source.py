@@ -58,6 +58,9 @@ _ELEMENTS = 20_000  # at the top level; real headers hold up to 500
 _ITEMS = 200_000  # of sequences; a Dataset of pydicom takes 1 kB
 _LONGEST = 1 << 16  # bytes of a value that is kept; longer ones are overlays, icons, curves
 _PER_FRAME = 0x52009230
+_Known = dict[Any, Any]  # by tag, the last element read
+_UNDEFINED = 0xFFFFFFFF
+_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # VRs with a length of four bytes
 
 _FILES, _MEMBERS, _ARCHIVE = 2_000_000, 200_000, 1 << 36
 _TABLE = 1 << 25  # bytes of an archive's table of contents: 200,000 members with names of 120 characters
@@ -106,7 +109,7 @@ def find(source: Path) -> Iterator[Header | Skipped]:
     if start in (b"PK\x03\x04", b"PK\x05\x06"):
         yield from _members(source)
         return
-    found = _look(DicomFile(source.name, source))
+    found = _look(DicomFile(source.name, source), {})
     if isinstance(found, Header) and found.sop_class == DIRECTORY:
         yield from _folder(source.parent)
     else:
@@ -130,7 +133,7 @@ def read_bytes(file: DicomFile) -> bytes:
 
 
 def _folder(root: Path) -> Iterator[Header | Skipped]:
-    inside = root.resolve()
+    inside, known = root.resolve(), _Known()
     waiting, n_files = [root], 0
     while waiting:
         folder = waiting.pop()
@@ -152,7 +155,7 @@ def _folder(root: Path) -> Iterator[Header | Skipped]:
             elif entry.is_dir(follow_symlinks=False):
                 below.append(path)
             else:
-                yield _look(DicomFile(_shown(path, root), path))
+                yield _look(DicomFile(_shown(path, root), path), known)
         waiting += reversed(below)
 
 
@@ -178,6 +181,7 @@ def _left_out(entry: os.DirEntry[str], inside: Path) -> str:
 
 
 def _members(source: Path) -> Iterator[Header | Skipped]:
+    known = _Known()
     for index, member in enumerate(_archive(source, source.stat().st_mtime_ns).infolist()):
         if member.is_dir():
             continue
@@ -187,7 +191,7 @@ def _members(source: Path) -> Iterator[Header | Skipped]:
         elif any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
             yield Skipped(name, "hidden")
         else:
-            yield _look(DicomFile(name, source, index))
+            yield _look(DicomFile(name, source, index), known)
 
 
 def _unsafe(member: zipfile.ZipInfo) -> str:
@@ -268,10 +272,10 @@ def _opened(file: DicomFile) -> Iterator[tuple[IO[bytes], int]]:
             yield stream, member.file_size
 
 
-def _look(file: DicomFile) -> Header | Skipped:
+def _look(file: DicomFile, known: _Known) -> Header | Skipped:
     try:
         with _opened(file) as (stream, size):
-            return _parse(file, stream, size)
+            return _parse(file, stream, size, known)
     except _NotRead as exc:
         reason = str(exc)
     except OSError as exc:
@@ -290,7 +294,7 @@ def damage(exc: Exception) -> str:
     )
 
 
-def _parse(file: DicomFile, stream: IO[bytes], size: int) -> Header:
+def _parse(file: DicomFile, stream: IO[bytes], size: int, known: _Known) -> Header:
     from pydicom.dataset import Dataset
 
     head = stream.read(_HEAD_SIZES[0])
@@ -303,8 +307,7 @@ def _parse(file: DicomFile, stream: IO[bytes], size: int) -> Header:
         head = stream.read(_HEAD_SIZES[0])
     for longer in (*_HEAD_SIZES[1:], 0):
         elements, pixels = _elements(head, meta)
-        dataset = Dataset(elements)
-        sop_class = text(dataset, 0x00080016) or meta.sop_class
+        sop_class = text(Dataset(elements), 0x00080016) or meta.sop_class
         if pixels or len(head) == size or sop_class not in CT_CLASSES:
             break
         if not longer:
@@ -312,6 +315,8 @@ def _parse(file: DicomFile, stream: IO[bytes], size: int) -> Header:
         head += stream.read(longer - len(head))
     if head[128:132] != b"DICM" and not sop_class.startswith(_STORAGE.decode()):
         raise _NotRead("not DICOM")
+    _share(elements, known)
+    dataset = Dataset(elements)
     dataset.set_original_encoding(meta.is_implicit, meta.is_little_endian)
     return Header(file, dataset, sop_class, meta.transfer_syntax, pixels, size, meta.is_there)
 
@@ -331,13 +336,16 @@ class _Meta:
 def _parse_meta(data: bytes) -> _Meta:
     """The encoding as the data set's first element shows it: some files say another one, some say none."""
     from pydicom.dataset import Dataset
-    from pydicom.filereader import data_element_generator
 
-    stream = BytesIO(data)
-    stream.seek(132 if data[128:132] == b"DICM" else 0)
-    group_2 = data_element_generator(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    meta = Dataset({element.tag: element for element in group_2})
-    start, sop_class, syntax = stream.tell(), text(meta, 0x00020002), text(meta, 0x00020010)
+    start = 132 if data[128:132] == b"DICM" else 0
+    elements: dict[Any, Any] = {}
+    for tag, value, length, element in _walk(data, start, is_implicit=False, is_little_endian=True):
+        if tag >> 16 != 2 or length is None:
+            break
+        elements[tag] = element
+        start = value + length
+    group_2 = Dataset(elements)
+    sop_class, syntax = text(group_2, 0x00020002), text(group_2, 0x00020010)
     if syntax == DEFLATED:
         return _Meta(start, sop_class, syntax, False, True, True)
     group, vr = data[start : start + 2], data[start + 4 : start + 6]
@@ -360,32 +368,79 @@ def _plain(data: bytes, meta: _Meta) -> bytes:
 
 def _elements(head: bytes, meta: _Meta) -> tuple[dict[Any, Any], tuple[int, int | None] | None]:
     """The elements to keep, by tag, and the pixel data's start and length where `head` reaches them."""
-    from pydicom.filereader import data_element_generator
-
-    n_items = head.count(b"\xfe\xff\x00\xe0" if meta.is_little_endian else b"\xff\xfe\xe0\x00")
-    if n_items > _ITEMS:
+    item = b"\xfe\xff\x00\xe0" if meta.is_little_endian else b"\xff\xfe\xe0\x00"
+    if len(head) > _HEAD_SIZES[0] and (n_items := head.count(item)) > _ITEMS:
         raise _NotRead(f"{n_items:,} sequence items in its header, at most {_ITEMS:,} are read")
-    stream = BytesIO(head)
-    stream.seek(meta.start)
-    pixels: list[tuple[int, int | None]] = []
-
-    def stop_when(tag: int, vr: str | None, length: int) -> bool:
+    elements: dict[Any, Any] = {}
+    walk = _walk(head, meta.start, is_implicit=meta.is_implicit, is_little_endian=meta.is_little_endian)
+    for n, (tag, start, length, element) in enumerate(walk):
         if tag == 0x7FE00010:
-            pixels.append((stream.tell(), None if length == 0xFFFFFFFF else length))
-        return tag > 0x7FE00000  # itself a group length
-
-    read = data_element_generator(stream, meta.is_implicit, meta.is_little_endian, stop_when=stop_when)
-    elements = {}
-    for n, element in enumerate(read):
+            return elements, (start, length)
+        if tag > 0x7FE00000:  # itself a group length; behind it other kinds of pixels
+            break
         if n == _ELEMENTS:
             raise _NotRead(f"more than {_ELEMENTS:,} elements in its header")
-        if _is_kept(element.tag, element.value):
+        if element is not None:
             elements[element.tag] = element
-    return elements, pixels[0] if pixels else None
+    return elements, None
 
 
-def _is_kept(tag: int, value: object) -> bool:
+def _share(elements: dict[Any, Any], known: _Known) -> None:
+    """Put an element of an earlier object in place of its equal: slices of one series differ in a few."""
+    for tag, element in elements.items():
+        if isinstance(element, tuple) and known.get(tag) == element:  # a raw one, which nobody can change
+            elements[tag] = known[tag]
+        else:
+            known[tag] = element
+
+
+def _walk(
+    data: bytes, at: int, *, is_implicit: bool, is_little_endian: bool
+) -> Iterator[tuple[int, int, int | None, Any]]:
+    """Each top-level element: tag, where its value starts, its length (None: undefined), and the element, raw.
+
+    pydicom reads on only where the length of a sequence is undefined. This takes a third of its time, a half of the
+    time of a scan. The element is None for what is not kept, and for pixel data.
+    """
+    from pydicom.dataelem import RawDataElement, empty_value_for_VR
+    from pydicom.filereader import data_element_generator
+    from pydicom.tag import BaseTag
+
+    short, long = (
+        struct.Struct(("<" if is_little_endian else ">") + form).unpack_from for form in ("HH2sH", "L")
+    )
+    while at + 12 <= len(data):
+        group, number, encoded, length = short(data, at)
+        tag, start, vr = group << 16 | number, at + 8, None
+        if encoded in _LONG and not is_implicit:
+            vr, start = encoded.decode("ascii"), at + 12
+            (length,) = long(data, at + 8)
+        elif is_implicit or not encoded.isalpha():  # some writers change to implicit in the middle
+            (length,) = long(data, at + 4)
+        else:
+            vr = encoded.decode("ascii")
+        if tag >= 0x7FE00000:
+            yield tag, start, None if length == _UNDEFINED else length, None
+        elif length == _UNDEFINED:
+            stream = BytesIO(data)
+            stream.seek(at)
+            element = next(data_element_generator(stream, vr is None, is_little_endian), None)
+            if element is None:
+                return
+            yield tag, start, None, element if _is_kept(tag, 0) else None
+            at = stream.tell()
+            continue
+        elif start + length > len(data):
+            return
+        elif _is_kept(tag, length):
+            value: Any = data[start : start + length] if length else empty_value_for_VR(vr, raw=True)
+            raw = RawDataElement(BaseTag(tag), vr, length, value, 0, vr is None, is_little_endian)
+            yield tag, start, length, raw
+        else:
+            yield tag, start, length, None
+        at = start + length
+
+
+def _is_kept(tag: int, length: int) -> bool:
     """Not private, no overlay, no curve, not long: none of them is read, and 10,000 slices have to fit memory."""
-    if tag >> 16 & 1 or tag >> 24 in (0x50, 0x60):
-        return False
-    return not isinstance(value, bytes) or len(value) <= _LONGEST or tag == _PER_FRAME
+    return not tag & 0x10000 and tag >> 24 not in (0x50, 0x60) and (length <= _LONGEST or tag == _PER_FRAME)
