@@ -64,35 +64,41 @@ def attributes(slices: Sequence[Slice]) -> dict[str, Any]:
 
     More than eight distinct numbers (a tube current that follows the patient) become least and greatest value.
     """
-    from pydicom.datadict import dictionary_VR, tag_for_keyword
+    from pydicom.datadict import tag_for_keyword
 
-    found: dict[str, Counter[Any]] = {}
     tags = {int(tag_for_keyword(keyword) or 0): keyword for keyword in _WHITELIST.split()}
+    raw: dict[str, dict[Any, Any]] = {}  # keyword → value as stored → a data set that has it
+    counts: Counter[tuple[str, Any]] = Counter()  # few values are distinct: only those are converted
     few = slices if slices[0].frame is None else slices[:: -(-len(slices) // _FRAMES_LOOKED_AT)]
     for s in few:
-        seen: set[int] = set()
+        seen: set[str] = set()
         for dataset in _places(s):
-            for tag in (tags.keys() & dataset.keys()) - seen:  # the outermost place wins
-                seen.add(tag)
-                value = _value(dataset, tag, dictionary_VR(tag), tags[tag])
-                if value not in (None, ()):
-                    found.setdefault(tags[tag], Counter())[value] += 1
-    for s in slices:  # these a multi-frame object keeps in places of its own
-        own = {
-            "ConvolutionKernel": _single(_plain_texts(s.kernel.split("\\"))),
-            "ImageOrientationPatient": (*s.row.tolist(), *s.column.tolist()),
-            "ImageType": _plain_texts(s.image_type[:4]),
-            "PixelSpacing": s.pixel_spacing,
-            "RescaleIntercept": s.intercept,
-            "RescaleSlope": s.slope,
-            "RescaleType": s.rescale_type if _TEXT.fullmatch(s.rescale_type) else None,
-            "SliceThickness": s.thickness,
-            "TransferSyntaxUID": s.transfer_syntax,
-        }
-        for keyword, value in own.items():
-            if value not in (None, ()):
-                found.setdefault(keyword, Counter())[value] += 1
-    return {keyword: _summary(found[keyword]) for keyword in sorted(found)}
+            for tag in tags.keys() & dataset.keys():
+                element: Any = dataset.get_item(tag)
+                value = element.value if isinstance(element.value, bytes) else str(element.value)
+                if tags[tag] not in seen:  # the outermost place wins
+                    seen.add(tags[tag])
+                    counts[tags[tag], value] += 1
+                    raw.setdefault(tags[tag], {}).setdefault(value, (dataset, tag))
+    found: dict[str, Counter[Any]] = {}
+    for (keyword, value), n in counts.items():
+        dataset, tag = raw[keyword][value]
+        found.setdefault(keyword, Counter())[_value(dataset, tag, keyword)] += n
+    kernels, types = Counter(s.kernel for s in slices), Counter(s.image_type for s in slices)
+    own = {  # these a multi-frame object keeps in places of its own
+        "ConvolutionKernel": {_single(_plain_texts(v.split("\\"))): n for v, n in kernels.items()},
+        "ImageOrientationPatient": Counter((*s.row.tolist(), *s.column.tolist()) for s in slices),
+        "ImageType": {_plain_texts(v[:4]): n for v, n in types.items()},
+        "PixelSpacing": Counter(s.pixel_spacing for s in slices),
+        "RescaleIntercept": Counter(s.intercept for s in slices),
+        "RescaleSlope": Counter(s.slope for s in slices),
+        "RescaleType": Counter(_single(_plain_texts([s.rescale_type])) for s in slices),
+        "SliceThickness": Counter(s.thickness for s in slices),
+        "TransferSyntaxUID": Counter(s.transfer_syntax for s in slices),
+    }
+    summaries = {keyword: _summary(found[keyword]) for keyword in found}
+    summaries |= {keyword: _summary(Counter(values)) for keyword, values in own.items()}
+    return {keyword: value for keyword, value in sorted(summaries.items()) if value is not None}
 
 
 def _places(s: Slice) -> Iterator[Dataset]:
@@ -106,8 +112,11 @@ def _places(s: Slice) -> Iterator[Dataset]:
             yield from items(group, tag)[:1]
 
 
-def _value(dataset: Dataset, tag: int, vr: str, keyword: str) -> Any:
+def _value(dataset: Dataset, tag: int, keyword: str) -> Any:
     """A number, a text or a tuple of them; None or () where it is neither or says who was scanned."""
+    from pydicom.datadict import dictionary_VR
+
+    vr = dictionary_VR(tag)
     if vr in ("US", "SS"):
         return short(dataset, tag)
     if vr in ("DS", "IS"):
@@ -146,11 +155,12 @@ def _single(values: tuple[Any, ...]) -> Any:
 
 
 def _summary(counts: Counter[Any]) -> Any:
-    if len(counts) == 1:
-        return _listed(next(iter(counts)))
-    if len(counts) > _LISTED and all(isinstance(v, int | float) for v in counts):
-        return {"min": min(counts), "max": max(counts)}
-    return [[_listed(value), n] for value, n in counts.most_common(_LISTED)]
+    kept = Counter({value: n for value, n in counts.items() if value not in (None, (), "")})
+    if len(kept) <= 1:
+        return _listed(next(iter(kept), None))
+    if len(kept) > _LISTED and all(isinstance(v, int | float) for v in kept):
+        return {"min": min(kept), "max": max(kept)}
+    return [[_listed(value), n] for value, n in kept.most_common(_LISTED)]
 
 
 def _listed(value: Any) -> Any:
