@@ -36,7 +36,7 @@ _OF_SLICES = (  # a multi-frame object keeps these in places of its own: they co
     "ConvolutionKernel", "ImageOrientationPatient", "ImageType", "PixelSpacing", "RescaleIntercept", "RescaleSlope",
     "RescaleType", "SliceThickness", "TransferSyntaxUID",
 )  # fmt: skip
-KEYWORDS = (*_WHITELIST, *_OF_SLICES)  # all that `attributes` can tell
+KEYWORDS = (*_WHITELIST.split(), *_OF_SLICES)  # all that `attributes` can tell
 _TEXT = re.compile(r"[A-Za-z0-9 ._+/-]{1,64}")
 _VENDORS = (
     "GE",
