@@ -181,6 +181,7 @@ def convert(
     if twice := [target for target, n in Counter(t.target for t in tasks).items() if n > 1]:
         raise UsageError("two series would have this name", path=twice[0], hint="--series leaves one out")
     tasks = take_shard(tasks, c.shard)
+    _check_outputs(tasks, c)
     if not c.is_dry_run:
         data.mkdir(parents=True, exist_ok=True)
     records = _run(tasks, c, report, outcome)
@@ -211,6 +212,7 @@ def _convert_to_file(source: Path, target: Path, c: Conversion, report: Report) 
             report=outcome.document(),
         )
     tasks = [_task(s, target, c) for s in stacks]
+    _check_outputs(tasks, c)
     records = _run(tasks, c, report, outcome)
     if outcome.refused:
         only = outcome.refused[0]
@@ -283,8 +285,7 @@ def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming 
 
 
 def _task(stack: Stack, target: Path, c: Conversion, *, patient: str = "") -> Task:
-    """A task, once it is sure that nothing that is there would be replaced unasked."""
-    task = Task(
+    return Task(
         stack=stack,
         target=target,
         patient=patient,
@@ -292,12 +293,16 @@ def _task(stack: Stack, target: Path, c: Conversion, *, patient: str = "") -> Ta
         keep_tilt=c.keep_tilt,
         pad_hu=c.pad_hu,
     )
-    if c.skip_existing and target.exists():
-        agreeing_record(task)
-    elif target.exists() and not c.overwrite:
-        hint = "--overwrite replaces it, --skip-existing leaves it"
-        raise UsageError("exists already", path=target, hint=hint)
-    return task
+
+
+def _check_outputs(tasks: Sequence[Task], c: Conversion) -> None:
+    """UsageError where something that is there would be replaced unasked, or is not what this run would make."""
+    for task in tasks:
+        if c.skip_existing and task.target.exists():
+            agreeing_record(task)
+        elif task.target.exists() and not c.overwrite:
+            hint = "--overwrite replaces it, --skip-existing leaves it"
+            raise UsageError("exists already", path=task.target, hint=hint)
 
 
 def _run(
@@ -357,7 +362,7 @@ def _described(record: Mapping[str, Any]) -> dict[str, Any]:
         "slices": record["n_slices"],
         "spacing_mm": record["SpacingBetweenSlices"],
         "thickness_mm": record.get("SliceThickness"),
-        "pixel_mm": record["spacing_mm"][0],
+        "pixel_mm": record["spacing_mm"][1],
         "kernel": record.get("ConvolutionKernel"),
         "warnings": record["warnings"],
     }
@@ -382,6 +387,12 @@ def _write_lists(
         rows.append(row)
         if unlisted:
             report.warn(f"{t.target.name}: {' and '.join(unlisted)}: not put into the lists for training")
+    first: dict[str, str] = {}
+    for row in rows:
+        if (twin := first.setdefault(row["sha256"], row["file"])) != row["file"]:
+            report.warn(
+                f"{row['file']}: holds the same scan as {twin}; what they are of counts as one patient"
+            )
     rows = update_manifest(data, rows, shares=c.shares, seed=c.seed)
     sets = {row["file"]: row["set"] for row in rows}
     for row in outcome.series:

@@ -19,7 +19,7 @@ _COMPUTED = ("spacing", "slices")
 _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
-_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|<|>|=|~)\s*(.*\S)\s*")
+_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|[<>](?!=)|=|~)\s*(.*\S)\s*")
 _ROUNDING = 1e-6  # mm, mAs …: what a decimal string and a binary number may differ by
 
 
