@@ -5,7 +5,6 @@ Only what is listed here passes: no private group, no overlay, no dose counter t
 
 from __future__ import annotations
 
-import copy
 import datetime
 import io
 import struct
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctsr.errors import InputError
-from ctsr.io.dicom.records import Slice, Stack
+from ctsr.io.dicom.attributes import Attributes, public_copy
+from ctsr.io.dicom.records import Stack
 
 if TYPE_CHECKING:
-    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
 __all__ = ["CT_IMAGE", "IMPLEMENTATION", "Derivation", "Headers"]
@@ -32,10 +31,14 @@ _PERHAPS_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (91, 203)}  # JPEG 2000 an
 
 # what every slice of the series takes from the first slice of the source
 _SERIES = """
-    SpecificCharacterSet PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex OtherPatientIDsSequence
-    PatientAge PatientSize PatientWeight StudyInstanceUID StudyDate StudyTime StudyID AccessionNumber
-    ReferringPhysicianName StudyDescription SeriesDate SeriesTime BodyPartExamined PatientPosition ProtocolName
-    Laterality FrameOfReferenceUID PositionReferenceIndicator LongitudinalTemporalInformationModified
+    SpecificCharacterSet TimezoneOffsetFromUTC LongitudinalTemporalInformationModified
+    PatientName PatientID IssuerOfPatientID PatientBirthDate PatientBirthTime PatientSex
+    OtherPatientIDsSequence OtherPatientNames EthnicGroup PatientComments
+    PatientAge PatientSize PatientWeight Occupation AdditionalPatientHistory AdmittingDiagnosesDescription
+    StudyInstanceUID StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName StudyDescription
+    PhysiciansOfRecord NameOfPhysiciansReadingStudy
+    SeriesDate SeriesTime BodyPartExamined PatientPosition ProtocolName Laterality
+    FrameOfReferenceUID PositionReferenceIndicator
     ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID
     ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialTimePointID
     ClinicalTrialTimePointDescription ClinicalTrialCoordinatingCenterName ClinicalTrialSeriesID
@@ -64,13 +67,15 @@ _AT_LEAST_EMPTY = """
     PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
     ReferringPhysicianName PositionReferenceIndicator AcquisitionNumber KVP PatientPosition
 """
-_UNPAIRED = {"CHEST", "HEAD", "ABDOMEN", "WHOLEBODY", "BRAIN", "NECK", "PELVIS", "HEART", "LIVER", "SPINE"}
-_IN_ENHANCED = {  # classic integer strings that multi-frame objects hold as binary numbers
-    "ExposureTime": "ExposureTimeInms",
-    "XRayTubeCurrent": "XRayTubeCurrentInmA",
-    "Exposure": "ExposureInmAs",
-    "AcquisitionNumber": "FrameAcquisitionNumber",
-}
+_TRIAL_AT_LEAST_EMPTY = "ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName"  # in a trial
+# PS3.16 annex L, as dciodvfy has it: Laterality must not be there; for any other it must, if only empty
+_UNPAIRED = """
+    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS
+    CIRCLEOFWILLIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER HEAD HEADNECK HEART
+    ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN
+    NECKCHESTABDPELV NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM
+    STOMACH THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +143,7 @@ class Headers:
         self.warnings: list[str] = []
         self._like, self._grid, self._shape, self._told, self._uids = like, grid, shape, derivation, uids
         self._time = content_time
-        self._sources = [_Attributes(s) for s in like.slices]
+        self._sources = [Attributes(s) for s in like.slices]
         self._at = np.array([s.position @ grid[:3, 2] for s in like.slices]) / np.linalg.norm(grid[:3, 2])
         self._series = self._series_part(padding_value, series_number, new_uid)
 
@@ -162,9 +167,7 @@ class Headers:
         out.SeriesInstanceUID, out.SOPInstanceUID = series_uid, image_uid
         out.InstanceNumber = k + 1
         out.ImagePositionPatient, out.SliceLocation = _decimals(position), _decimals([along])[0]
-        for keyword in _AT_LEAST_EMPTY.split():
-            if keyword not in out:
-                setattr(out, keyword, None)
+        _fill(out, _AT_LEAST_EMPTY)
         out.file_meta = FileMetaDataset()
         out.file_meta.MediaStorageSOPClassUID = UID(CT_IMAGE)
         out.file_meta.MediaStorageSOPInstanceUID = UID(image_uid)
@@ -199,14 +202,18 @@ class Headers:
             if keyword not in out:
                 setattr(out, keyword, new_uid(what))
                 self.warnings.append(f"the source names no {what}: a new one is written")
-        if "Laterality" not in out and out.get("BodyPartExamined") not in _UNPAIRED:
+        if out.get("BodyPartExamined") in _UNPAIRED.split():
+            out.pop("Laterality", None)
+        elif "Laterality" not in out:
             out.Laterality = None
+        if "ClinicalTrialSponsorName" in out:
+            _fill(out, _TRIAL_AT_LEAST_EMPTY)
         self._compression(out)
 
         out.SOPClassUID, out.Modality, out.ContentQualification = CT_IMAGE, "CT", "RESEARCH"
         out.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        number = first.value("SeriesNumber")
-        out.SeriesNumber = (int(number or 0) + 1000) if series_number is None else series_number
+        number = min(int(first.value("SeriesNumber") or 0) + 1000, (1 << 31) - 1)
+        out.SeriesNumber = number if series_number is None else series_number
         name = f"{str(first.value('SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
         out.SeriesDescription = name.strip()
         out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(told.model, 64)
@@ -232,22 +239,24 @@ class Headers:
             out.add_new("PixelPaddingValue", "SS", padding_value)  # by name pydicom could not tell US from SS
         return out
 
-    def _copy(self, out: Dataset, keywords: str, source: _Attributes) -> None:
+    def _copy(self, out: Dataset, keywords: str, source: Attributes) -> None:
+        """Copy what the source has, in an element of its own; numbers in their shortest form."""
         for keyword in keywords.split():
             if (element := source.find(keyword)) is not None:
-                if element.keyword == keyword:
-                    element = copy.deepcopy(element)
-                    for item in element.value if element.VR == "SQ" else ():
-                        item.remove_private_tags()
-                    out.add(element)
-                else:
-                    out.add_new(keyword, "IS", round(element.value))
+                value, kind = element.value, element.VR
+                if element.keyword != keyword:
+                    value, kind = round(value), "IS"
+                elif kind == "SQ":
+                    value = [public_copy(item) for item in value]
+                elif kind == "DS":  # longer than 16 characters in files of more than one writer
+                    value = _decimals(np.atleast_1d(value))
+                out.add_new(keyword, kind, value)
 
     def _is_common(self, keyword: str) -> bool:
         values = [s.value(keyword) for s in self._sources]
         return all(v == values[0] for v in values)
 
-    def _window(self, out: Dataset, source: _Attributes) -> None:
+    def _window(self, out: Dataset, source: Attributes) -> None:
         """The source's window, if it is one: a width below 1 is none."""
         centres, widths = (np.atleast_1d(source.value(k)) for k in ("WindowCenter", "WindowWidth"))
         if len(centres) == len(widths) and all(w is not None and w >= 1 for w in widths):
@@ -274,31 +283,24 @@ class Headers:
 
         frames: dict[tuple[str, str], list[int]] = {}
         for i in near:
-            slice_ = self._like.slices[i]
-            named = (
-                str(self._sources[i].value("SOPClassUID")),
-                str(self._sources[i].value("SOPInstanceUID") or ""),
-            )
-            frames.setdefault(named, []).extend([] if slice_.frame is None else [slice_.frame + 1])
+            kind, uid = (str(self._sources[i].value(k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
+            frame = self._like.slices[i].frame
+            frames.setdefault((kind, uid), []).extend([] if frame is None else [frame + 1])
         if not self._like.series_uid or any(not uid for _, uid in frames):
             return
-        images, instances = [], []
-        for (kind, uid), numbers in frames.items():
-            instance = Dataset()
-            instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = kind, uid
-            image = copy.copy(instance)
+        images, instances = [Dataset() for _ in frames], [Dataset() for _ in frames]
+        for ((kind, uid), numbers), image, instance in zip(frames.items(), images, instances, strict=True):
+            for each in (image, instance):
+                each.ReferencedSOPClassUID, each.ReferencedSOPInstanceUID = kind, uid
             if numbers:
                 image.ReferencedFrameNumber = sorted(numbers)
-            image.PurposeOfReferenceCodeSequence = [
-                _code("121322", "Source image for image processing operation")
-            ]
-            images.append(image)
-            instances.append(instance)
+            purpose = _code("121322", "Source image for image processing operation")
+            image.PurposeOfReferenceCodeSequence = [purpose]
         series = Dataset()
         series.SeriesInstanceUID, series.ReferencedInstanceSequence = self._like.series_uid, instances
         out.SourceImageSequence, out.ReferencedSeriesSequence = images, [series]
 
-    def _equipment(self, first: _Attributes) -> list[Dataset]:
+    def _equipment(self, first: Attributes) -> list[Dataset]:
         """The source's own list, its scanner if that is not in it, and ctsr."""
         from pydicom.dataset import Dataset
 
@@ -319,38 +321,10 @@ class Headers:
         return [*found, ours]
 
 
-class _Attributes:
-    """The attributes of one source slice, wherever its object keeps them: frame, shared groups, top level."""
-
-    def __init__(self, slice_: Slice) -> None:
-        groups = []
-        if slice_.frame is not None:
-            for keyword, index in (
-                ("PerFrameFunctionalGroupsSequence", slice_.frame),
-                ("SharedFunctionalGroupsSequence", 0),
-            ):
-                for group in list(slice_.header.get(keyword) or [])[index : index + 1]:
-                    groups += [e.value[0] for e in group if e.VR == "SQ" and e.value]
-        self._places = [*groups, slice_.header]
-
-    def find(self, keyword: str) -> DataElement | None:
-        """The element, if it has a value that can be read."""
-        for place in self._places:
-            for name in (keyword, _IN_ENHANCED.get(keyword, "")):
-                if name and name in place:
-                    try:
-                        element: DataElement = place[name]
-                    except (ValueError, TypeError, NotImplementedError, OverflowError):
-                        continue
-                    values = element.value if element.VM > 1 else [element.value]
-                    is_read = element.VR not in ("DS", "IS") or not any(isinstance(v, str) for v in values)
-                    if not element.is_empty and is_read:  # KVP "120 kV" stays text: as good as absent
-                        return element
-        return None
-
-    def value(self, keyword: str) -> Any:
-        element = self.find(keyword)
-        return None if element is None else element.value
+def _fill(out: Dataset, keywords: str) -> None:
+    for keyword in keywords.split():
+        if keyword not in out:
+            setattr(out, keyword, None)
 
 
 def _code(value: str, meaning: str) -> Dataset:
