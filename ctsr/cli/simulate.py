@@ -157,7 +157,7 @@ def simulate(
             hu_offset=hu_offset,
             report=Report(console.note, console.warn, ticker),
         )
-    if source.is_dir():
+    if "case" in rows[0]:  # a folder
         shown = ("case", "status", "reason", "slices_in", "slices_out", "spacing_mm", "thickness_mm")
         console.table([{k: row.get(k, "") for k in shown} for row in rows])
         raise_for_failures(rows, path=source)

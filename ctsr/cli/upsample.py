@@ -23,10 +23,14 @@ def register(app: typer.Typer) -> None:
 
 def upsample(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Thick CT: a NIfTI file, or a folder of them.")
+        Path,
+        typer.Argument(metavar="SRC", help="Thick CT: a NIfTI file, a DICOM series, or a folder of either."),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder (of DICOM for a series)."
+        ),
     ],
     factor: Annotated[
         float | None,
@@ -152,6 +156,19 @@ def upsample(
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16.", rich_help_panel=o.ADVANCED)
     ] = "auto",
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="SERIES",
+            help="DICOM out for an image file: the series that lends patient, study and frame.",
+            rich_help_panel=o.ADVANCED,
+        ),
+    ] = None,
+    random_uids: Annotated[
+        bool,
+        typer.Option("--random-uids", help="DICOM out: new UIDs at every run.", rich_help_panel=o.ADVANCED),
+    ] = False,
     shard: o.Shard = None,
     threads: o.Threads = None,
     seed: o.Seed = 0,
@@ -172,8 +189,6 @@ def upsample(
         raise UsageError(f"--consistency: {consistency} is not hard or off")
     if project is not None and checkpoint is not None:
         raise UsageError("--project and --checkpoint exclude each other")
-    if shard is not None and not source.is_dir():
-        raise UsageError("--shard is for a folder of cases")
     limit = _bytes(max_memory)
     n_threads = o.use_threads(threads)
     console = o.console_of(quiet, verbose, as_json)
@@ -181,7 +196,7 @@ def upsample(
     from ctsr.workflows.folder import raise_for_failures
     from ctsr.workflows.profiles import read_profile
     from ctsr.workflows.thinner import Thinner
-    from ctsr.workflows.upsample import FileOptions, Report, upsample_file, upsample_folder
+    from ctsr.workflows.upsample import FileOptions, Report, upsample_files
 
     keep_freed_memory()
     notes: list[str] = []
@@ -192,18 +207,15 @@ def upsample(
         overlap=overlap, max_memory=limit, device=device, dtype=dtype, is_strict=strict,
     )  # fmt: skip
     files = FileOptions(
-        overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run, preview=preview, save_added=save_added,
+        like=like, random_uids=random_uids, overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run, preview=preview, save_added=save_added,
         form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
     )  # fmt: skip
     for note in notes:
         console.note(note)
     with console.progress(str(source)) as ticker:
         told = Report(console.note, console.warn, console.detail, ticker)
-        if source.is_dir():
-            rows = upsample_folder(source, target, thinner, files, told, shard=shard)
-        else:
-            rows = [upsample_file(source, target, thinner, files, told)]
-    if source.is_dir():
+        rows = upsample_files(source, target, thinner, files, told, shard=shard)
+    if "case" in rows[0]:  # a folder
         shown = ("case", "status", "reason", "slices_in", "slices_out", "seconds")
         console.table([{name: row.get(name, "") for name in shown} for row in rows])
         raise_for_failures(rows, path=source)

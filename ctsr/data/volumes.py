@@ -13,7 +13,7 @@ from ctsr.core.volume import PADDING_LIMIT
 from ctsr.data.pairs import TrainVolume
 from ctsr.errors import InputError
 from ctsr.io.lists import read_file_list
-from ctsr.io.nifti import read_volume
+from ctsr.io.scans import read_scan
 
 __all__ = ["content_hash", "load_volumes", "refuse_leaks"]
 
@@ -34,7 +34,7 @@ def load_volumes(
 
 def _load(path: Path, z_truth_max: float, notes: list[str]) -> TrainVolume:
     found: list[str] = []
-    volume = read_volume(path, notes=found)
+    volume = read_scan(path, notes=found)
     axis, note = slice_axis(volume)
     notes += [f"{path}: {text}" for text in (*found, note) if text]
     turn = canonical_turn(volume.affine, axis)

@@ -20,6 +20,7 @@ from ctsr.io.lists import VOLUME_SUFFIXES, stem
 
 __all__ = [
     "check_image_output",
+    "read_record",
     "read_sidecar",
     "record_first",
     "sha256_of",
@@ -38,7 +39,11 @@ def sidecar_path(image: PathLike) -> Path:
 
 def read_sidecar(image: PathLike) -> dict[str, Any]:
     """What the JSON beside an image says; empty where there is none, InputError where it is damaged."""
-    path = sidecar_path(image)
+    return read_record(sidecar_path(image))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, InputError where it is damaged."""
     if not os.path.isfile(path):  # False too where the name is too long
         return {}
     try:

@@ -236,7 +236,7 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.permute(0, 2, 3, 4, 1) for part in parts], dim=1).permute(0, 4, 1, 2, 3)
 
 
-def _convolve(conv: nn.Conv3d, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+def _convolve(conv: Any, x: Tensor, padding: tuple[int, ...]) -> Tensor:
     """`conv` with another padding, by oneDNN on a CPU.
 
     On one thread PyTorch leaves oneDNN for images below about 300 × 300, for a path that is three times as slow and

@@ -13,7 +13,7 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.lists import VOLUME_SUFFIXES, read_table, stem, volumes_in
-from ctsr.io.nifti import read_volume
+from ctsr.io.scans import is_folder_of_scans, read_scan
 from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, Picture, compare, read_mask
 from ctsr.workflows.evaluation import Evaluation, Wanted, about
 from ctsr.workflows.folder import Case, run_cases
@@ -50,7 +50,7 @@ def evaluate_files(
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     inputs = [p for p in (pred, ref, thick) if p is not None]
-    is_one = not (is_pairs or pred.is_dir())
+    is_one = not (is_pairs or is_folder_of_scans(pred))
     known = wanted.checked(
         inputs, is_one=is_one, has_ref=ref is not None, has_thick=is_pairs or thick is not None
     )
@@ -104,9 +104,9 @@ def _evaluate_case(
     if case.ref is not None and _is_same_file(case.pred, case.ref):
         raise InputError("is the reference itself", path=case.pred)
     notes: list[str] = []
-    pred = read_volume(case.pred, notes=notes)
-    ref = None if case.ref is None else read_volume(case.ref, notes=notes)
-    thick = None if case.thick is None else read_volume(case.thick, notes=notes)
+    pred = read_scan(case.pred, notes=notes)
+    ref = None if case.ref is None else read_scan(case.ref, notes=notes)
+    thick = None if case.thick is None else read_scan(case.thick, notes=notes)
     mask = options.mask if options.mask in NAMED_MASKS else read_mask(Path(options.mask), pred)
     if ref is not None and case.is_pair:
         ref = _covered(ref, pred)
@@ -137,15 +137,13 @@ def _cases(
             raise UsageError("with a pairs file, the folder of the results is expected", path=pred)
         return _pairs(pred, ref), []
     others = [p for p in (ref, thick) if p is not None]
-    if not pred.is_dir():
-        if folder := next((p for p in others if p.is_dir()), None):
+    if not is_folder_of_scans(pred):
+        if folder := next((p for p in others if is_folder_of_scans(p)), None):
             raise UsageError(f"is a folder, {pred} is not", path=folder)
         return [_Files(pred.name, pred, ref, thick)], []
-    if file := next((p for p in others if not p.is_dir()), None):
+    if file := next((p for p in others if not is_folder_of_scans(p)), None):
         raise UsageError(f"is not a folder, {pred} is one", path=file)
     found = {_key(p, pred): p for p in volumes_in(pred)}
-    if not found:
-        raise InputError("no .nii or .nii.gz files in it", path=pred)
     refs, thicks = (None if p is None else {_key(f, p): f for f in volumes_in(p)} for p in (ref, thick))
     notes = []
     for folder, there in ((ref, refs), (thick, thicks)):

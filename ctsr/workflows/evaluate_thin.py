@@ -14,7 +14,7 @@ from ctsr.core.volume import Volume
 from ctsr.core.zgrid import ZGrid
 from ctsr.errors import InputError, UsageError
 from ctsr.io.lists import volumes_in
-from ctsr.io.nifti import read_volume
+from ctsr.io.scans import is_folder_of_scans, read_scan
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.evaluate import NAMED_MASKS, Judge, Picture, read_mask, with_gain
@@ -167,7 +167,7 @@ def evaluate_thin_files(
 
     Requirements are about the first of `options.methods`.
     """
-    is_one = not source.is_dir()
+    is_one = not is_folder_of_scans(source)
     one_picture = is_one and len(options.factors) == 1
     known = wanted.checked([source], is_one=one_picture, has_ref=True, has_thick=True)
     if is_one and not source.exists():
@@ -177,7 +177,7 @@ def evaluate_thin_files(
 
     def work(case: Case) -> list[dict[str, Any]]:
         found: list[str] = []
-        truth = read_volume(case.source, notes=found)
+        truth = read_scan(case.source, notes=found)
         is_named = options.mask in NAMED_MASKS
         mask = options.mask if is_named else read_mask(Path(options.mask), truth)
         axis, _ = slice_axis(truth, axis=options.axis)
@@ -196,10 +196,7 @@ def evaluate_thin_files(
         case = Case(source.name, source, source)
         rows: list[dict[str, Any]] = [{"case": case.name, "status": "ok"} | row for row in work(case)]
     else:
-        files = volumes_in(source)
-        if not files:
-            raise InputError("no .nii or .nii.gz files in it", path=source)
-        cases = [Case(str(path.relative_to(source)), path, path) for path in files]
+        cases = [Case(str(path.relative_to(source)), path, path) for path in volumes_in(source)]
         rows = run_all(cases, work, wanted)
     evaluation = Evaluation(rows, judged=options.methods[0], requirements=known, notes=notes)
     if wanted.out is not None:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ctsr.errors import (
     CtsrError,
+    GeometryError,
+    InputError,
     NetworkError,
     ResourceError,
     SomeCasesFailed,
     UsageError,
     WeightsError,
 )
+from ctsr.io.dicom.read import DicomVolume, read_stack
+from ctsr.io.dicom.records import Refused, Stack
 from ctsr.io.lists import VOLUME_SUFFIXES, stem, volumes_in
+from ctsr.io.nifti import read_volume
+from ctsr.io.provenance import sha256_of
+from ctsr.io.scans import find_series, is_dicom, only_series
+from ctsr.workflows.convert_names import content_digest
 
 __all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "shard_name", "take_shard"]
 
@@ -28,20 +37,70 @@ _DISK_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One input and where its output goes. name: the input relative to the folder that was given."""
+    """One input and where its output goes. name: the input relative to the folder that was given.
+
+    series: where the input is DICOM, the series, or why it is none.
+    """
 
     name: str
     source: Path
     target: Path
+    series: Stack | Refused | None = None
+
+    def read(
+        self, *, form: str | None = None, hu_offset: float = 0.0, allow_labels: bool = False, notes: list[str]
+    ) -> DicomVolume:
+        """The scan, padding kept as padding; with facts of its own where it is DICOM."""
+        if self.series is None:
+            volume = read_volume(
+                self.source, form=form, hu_offset=hu_offset, allow_labels=allow_labels, notes=notes
+            )
+            return DicomVolume(volume, {}, (), None)
+        if form is not None or hu_offset:
+            raise UsageError("--form and --hu-offset are for NIfTI files", path=self.source)
+        read = read_stack(self.stack(), pad_hu=None)
+        notes += read.warnings
+        return read
+
+    def stack(self) -> Stack:
+        """The series; GeometryError where it was refused. For DICOM alone."""
+        if isinstance(self.series, Refused):
+            raise GeometryError(self.series.reason, path=self.source, hint=self.series.hint)
+        assert self.series is not None
+        return self.series
+
+    def sha256(self) -> str:
+        """Of the file's bytes, or of what makes the series' slices."""
+        return content_digest(self.series) if isinstance(self.series, Stack) else sha256_of(self.source)
 
 
-def find_cases(source: Path, target: Path) -> list[Case]:
-    """The NIfTI files below `source`, each with its place in the same tree below `target` (as .nii.gz or .nii).
+def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[list[Case], bool]:
+    """What `source` holds, each with its place, and whether the target is a folder of results.
 
+    A file is one case. Of a folder, all NIfTI files below it, in the same tree below `target`; without any, every
+    DICOM series. A single one goes where `target` says; an image file as target asks for exactly one.
+    series_suffix: what the results of several series end in; "" where they are folders.
     Raises UsageError where `target` is a file or lies inside `source`, where two inputs would share an output, or
-    where there is nothing to do.
+    where there is nothing to do; InputError where there is no such input.
     """
-    if target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir():
+    if not source.exists() and not source.is_symlink():
+        raise InputError("does not exist", path=source)
+    names_file = target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir()
+    if is_dicom(source):
+        if names_file:
+            return [Case(source.name, source, target, only_series(source))], False
+        found = find_series(source)
+        several: list[Stack | Refused] = [*found.stacks, *found.refused]
+        if len(several) == 1 and not series_suffix:
+            return [Case(source.name, source, target, several[0])], False
+        cases = _series_cases(source, target, several, series_suffix)
+    elif source.is_dir():
+        cases = [
+            Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in volumes_in(source)
+        ]
+    else:
+        return [Case(source.name, source, target)], False
+    if names_file:
         raise UsageError("names a file; a folder of cases needs a folder for its results", path=target)
     if target.exists() and not target.is_dir():
         raise UsageError("is a file; a folder of cases needs a folder for its results", path=target)
@@ -50,20 +109,30 @@ def find_cases(source: Path, target: Path) -> list[Case]:
         raise UsageError(
             f"lies inside the input folder {source}", path=target, hint="name a folder outside it"
         )
-    found = volumes_in(source)
-    if not found:
-        raise UsageError(
-            "no .nii or .nii.gz files in it",
-            path=source,
-            hint="a DICOM series is converted first, with ctsr convert",
-        )
-    cases = [Case(str(p.relative_to(source)), p, target / p.relative_to(source)) for p in found]
     taken: dict[str, str] = {}
     for case in cases:
         key = str(case.target.with_name(stem(case.target))).lower()  # one record, and some disks know no case
         if key in taken:
             raise UsageError(f"{taken[key]} and {case.name} would share one output", path=source)
         taken[key] = case.name
+    return cases, True
+
+
+def _series_cases(source: Path, target: Path, series: Sequence[Stack | Refused], suffix: str) -> list[Case]:
+    """Named by the folder that a series lies in; numbered where a folder holds several."""
+    folders = [
+        PurePosixPath(s.slices[0].file.name if isinstance(s, Stack) else s.name).parent for s in series
+    ]
+    counts = Counter(folders)
+    numbers: Counter[PurePosixPath] = Counter()
+    cases = []
+    for one, folder in zip(series, folders, strict=True):
+        numbers[folder] += 1
+        name = folder.as_posix() if folder.name else stem(source.resolve())
+        name += f"-{numbers[folder]}" if counts[folder] > 1 else ""
+        cases.append(
+            Case(name, source / folder if source.is_dir() else source, target / (name + suffix), one)
+        )
     return cases
 
 

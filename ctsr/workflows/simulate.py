@@ -19,8 +19,8 @@ from ctsr.data.splits import SETS, list_path
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.lists import read_table, write_table
-from ctsr.io.nifti import read_volume, write_volume
-from ctsr.io.provenance import check_image_output, sha256_of
+from ctsr.io.nifti import write_volume
+from ctsr.io.provenance import check_image_output
 from ctsr.physics.phantom import SHAPE, SPACING, phantom
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
@@ -69,18 +69,15 @@ def simulate(
     hu_offset: float = 0.0,
     report: Report | None = None,
 ) -> list[dict[str, Any]]:
-    """Thicken a file, or every NIfTI file below a folder into the same tree with a `pairs.csv`; a row a case.
+    """Thicken a scan, or all that a folder holds into the same tree with a `pairs.csv`; a row a case.
 
-    A failed case of a folder is a row with status `failed`; for a single file the error rises.
+    A folder's row names its `case`, and a failed one is a row with status `failed`; for a single scan the error rises.
     Raises UsageError before any work where an output is in the way.
     """
     report = report or Report()
-    if not source.is_dir():
-        if not source.exists() and not source.is_symlink():
-            raise InputError("does not exist", path=source)
-        case = Case(source.name, source, target)
-        return [_simulate_case(case, simulation, overwrite, form, hu_offset, report)]
-    cases = find_cases(source, target)
+    cases, is_folder = find_cases(source, target, series_suffix=".nii.gz")
+    if not is_folder:
+        return [_simulate_case(cases[0], simulation, overwrite, form, hu_offset, report)]
     pairs = target / PAIRS
     for path in [pairs, *(case.target for case in cases)]:
         if path.exists() and not overwrite:
@@ -111,10 +108,10 @@ def _simulate_case(
     case: Case, simulation: Simulation, overwrite: bool, form: str | None, hu_offset: float, report: Report
 ) -> dict[str, Any]:
     s = simulation
-    check_image_output(case.target, overwrite=overwrite, inputs=[case.source])
+    check_image_output(case.target, overwrite=overwrite, inputs=[case.source] if case.series is None else [])
     notes: list[str] = []
-    thin = read_volume(case.source, form=form, hu_offset=hu_offset, notes=notes)
-    sha256 = sha256_of(case.source)
+    thin = case.read(form=form, hu_offset=hu_offset, notes=notes).volume
+    sha256 = case.sha256()
     factor, spacing = s.factor, s.spacing
     if factor is None and spacing is None:
         factor, spacing = (2.0, None) if s.thickness is None else (None, s.thickness)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from ctsr.core.volume import Volume
-from ctsr.errors import CtsrError, InputError, UsageError
+from ctsr.errors import CtsrError, UsageError
 from ctsr.io.atomic import check_output, write_bytes
+from ctsr.io.dicom.records import Stack
+from ctsr.io.dicom.write import RECORD, Derivation, check_like, check_series, write_series
 from ctsr.io.lists import VOLUME_SUFFIXES, write_table
-from ctsr.io.nifti import SlabWriter, read_volume, write_slabs, write_volume
-from ctsr.io.provenance import check_image_output, read_sidecar, sha256_of
+from ctsr.io.nifti import SlabWriter, write_slabs, write_volume
+from ctsr.io.provenance import check_image_output, read_record, read_sidecar
+from ctsr.io.scans import only_series
 from ctsr.workflows.folder import Case, find_cases, run_cases, shard_name, take_shard
 from ctsr.workflows.thinner import Job, Thinner
 
-__all__ = ["FileOptions", "Report", "upsample_file", "upsample_folder"]
+__all__ = ["FileOptions", "Report", "upsample_files"]
 
 COLUMNS = [
     "case", "status", "code", "reason", "input_spacing_mm", "output_spacing_mm", "slice_thickness_mm", "slices_in",
@@ -29,8 +32,10 @@ COLUMNS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions:
-    """What concerns files, not volumes."""
+    """What concerns files, not volumes. like: the series that lends an image file its patient, for DICOM out."""
 
+    like: Path | None = None
+    random_uids: bool = False
     overwrite: bool = False
     skip_existing: bool = False
     is_dry_run: bool = False
@@ -52,34 +57,79 @@ class Report:
     progress: Callable[[float, str], None]
 
 
-def upsample_file(
-    source: Path, target: Path, thinner: Thinner, files: FileOptions, report: Report
-) -> dict[str, Any]:
-    """Thin one file; returns the row of a summary. An existing output stays as it was unless all went well.
+def upsample_files(
+    source: Path,
+    target: Path,
+    thinner: Thinner,
+    files: FileOptions,
+    report: Report,
+    *,
+    shard: str | None = None,
+) -> list[dict[str, Any]]:
+    """Thin a file or a series, or all that a folder holds into the same tree; the rows of a summary.
 
-    Raises UsageError, WeightsError, ResourceError, InputError; nothing is left behind then.
+    DICOM comes out where `target` names no image file. An output that exists stays as it was unless all went well.
+    A folder's rows name their `case` and go to `summary.csv`; one that fails there has the status `failed`, for a
+    single one the error rises. Raises UsageError before any work where outputs are in the way.
     """
-    if not (files.skip_existing and target.exists()):
-        _check_outputs(source, target, files)
+    cases, is_folder = find_cases(source, target)
+    if not is_folder:
+        if shard is not None:
+            raise UsageError("--shard is for a folder of cases")
+        return [_thin(cases[0], thinner, files, report, is_first=True)]
+    if files.preview is not None or files.save_added is not None or files.like is not None:
+        raise UsageError("--preview, --save-added and --like are for one file")
+    cases = take_shard(cases, shard)
+    if not files.is_dry_run and not files.skip_existing:
+        for case in cases:
+            if case.target.exists() and not files.overwrite:
+                raise UsageError(
+                    "exists", path=case.target, hint="--overwrite replaces it, --skip-existing leaves it"
+                )
     _note_weights(thinner, report)
-    return _thin(source, target, thinner, files, report)
+
+    def work(case: Case) -> Mapping[str, Any]:
+        if not files.is_dry_run:
+            case.target.parent.mkdir(parents=True, exist_ok=True)
+        return _thin(case, thinner, files, report)
+
+    def failed(case: Case, error: CtsrError) -> None:
+        report.warn(f"failed: {error}")
+
+    rows = run_cases(
+        cases,
+        work,
+        failed=failed,
+        done=lambda n: report.progress(n / len(cases), f"{n} of {len(cases)} cases"),
+    )
+    if not files.is_dry_run and any(row["status"] != "skipped" for row in rows):
+        name = "summary.csv" if shard is None else f"summary-{shard_name(shard)}.csv"
+        write_table(target / name, COLUMNS, rows, overwrite=True)
+    return rows
 
 
-def _thin(source: Path, target: Path, thinner: Thinner, files: FileOptions, report: Report) -> dict[str, Any]:
+def _thin(
+    case: Case, thinner: Thinner, files: FileOptions, report: Report, *, is_first: bool = False
+) -> dict[str, Any]:
     started = time.monotonic()
+    source, target = case.source, case.target
+    is_there = files.skip_existing and target.exists()
+    like = _lender(case, files)
+    if not is_there:
+        _check_outputs(case, files, like)
+    if is_first:
+        _note_weights(thinner, report)
     request = _request(thinner, files)
-    if not source.exists() and not source.is_symlink():
-        raise InputError("does not exist", path=source)
-    if files.skip_existing and target.exists():
-        return _row(_agreeing_record(source, target, request)) | {"status": "skipped"}
+    if is_there:
+        return _row(_agreeing_record(case, request)) | {"status": "skipped"}
     notes: list[str] = []
-    volume = read_volume(
-        source,
+    read = case.read(
         form=files.form,
         hu_offset=files.hu_offset,
         allow_labels=thinner.options.model == "nearest",
         notes=notes,
     )
+    volume = read.volume if case.series or like is None else check_like(read.volume, like)
     try:
         job = thinner.job(volume, is_streamed=True, keeps_added=files.save_added is not None)
     except CtsrError as exc:
@@ -97,63 +147,46 @@ def _thin(source: Path, target: Path, thinner: Thinner, files: FileOptions, repo
             "windows": len(list(job.plan.tiling)),
             "estimate_seconds": round(job.plan.seconds(files.threads), 1),
         }
-    job.record |= request | {"input_sha256": sha256_of(source), "seed": files.seed, "threads": files.threads}
-    _write(job, target, files, report)
+    job.record |= request | {"input_sha256": case.sha256(), "seed": files.seed, "threads": files.threads}
+    if tilt := read.technical.get("tilt_removed_deg"):
+        job.record["tilt_removed_deg"] = tilt
+    _write(job, target, files, report, like=like, padding_value=read.padding_value)
     return _row(job.record) | {"status": "ok", "seconds": round(time.monotonic() - started, 3)}
 
 
-def upsample_folder(
-    source: Path, target: Path, thinner: Thinner, files: FileOptions, report: Report, *, shard: str | None
-) -> list[dict[str, Any]]:
-    """Thin every NIfTI file below `source` into the same tree below `target`, and write `summary.csv` there.
-
-    Raises SomeCasesFailed at the end where a case failed; UsageError before any work where outputs are in the way.
-    """
-    if files.preview is not None or files.save_added is not None:
-        raise UsageError("--preview and --save-added are for one file")
-    cases = take_shard(find_cases(source, target), shard)
-    if not files.is_dry_run and not files.skip_existing:
-        for case in cases:
-            if case.target.exists() and not files.overwrite:
-                raise UsageError(
-                    "exists", path=case.target, hint="--overwrite replaces it, --skip-existing leaves it"
-                )
-    _note_weights(thinner, report)
-
-    def work(case: Case) -> Mapping[str, Any]:
-        if not files.is_dry_run:
-            case.target.parent.mkdir(parents=True, exist_ok=True)
-            if not (files.skip_existing and case.target.exists()):
-                _check_outputs(case.source, case.target, files)
-        return _thin(case.source, case.target, thinner, files, report)
-
-    def failed(case: Case, error: CtsrError) -> None:
-        report.warn(f"failed: {error}")
-
-    rows = run_cases(
-        cases,
-        work,
-        failed=failed,
-        done=lambda n: report.progress(n / len(cases), f"{n} of {len(cases)} cases"),
-    )
-    if not files.is_dry_run and any(row["status"] != "skipped" for row in rows):
-        name = "summary.csv" if shard is None else f"summary-{shard_name(shard)}.csv"
-        write_table(target / name, COLUMNS, rows, overwrite=True)
-    return rows
+def _lender(case: Case, files: FileOptions) -> Stack | None:
+    """The series that lends patient, study and frame to a DICOM result; None for an image file."""
+    stack = None if case.series is None else case.stack()
+    if case.target.name.lower().endswith(VOLUME_SUFFIXES):
+        if files.like is not None:
+            raise UsageError("--like is for DICOM out, this names an image file", path=case.target)
+        return None
+    if stack is not None and files.like is not None:
+        raise UsageError("--like is for an image file, this is DICOM", path=case.source)
+    if stack is None and files.like is None:
+        hint = "--like SERIES lends a patient to a DICOM series"
+        raise UsageError("ends in neither .nii nor .nii.gz", path=case.target, hint=hint)
+    return stack or only_series(files.like or case.source)
 
 
-def _check_outputs(source: Path, target: Path, files: FileOptions) -> None:
+def _check_outputs(case: Case, files: FileOptions, like: Stack | None) -> None:
     """UsageError or ResourceError where an output could not be written at the end."""
+    target = case.target
     added = [] if files.save_added is None else [files.save_added]
-    for path in (target, *added):
+    for path in added:
         if not path.name.lower().endswith(VOLUME_SUFFIXES):
             raise UsageError("ends in neither .nii nor .nii.gz", path=path)
     if files.is_dry_run:
         return
-    check_image_output(target, overwrite=files.overwrite, inputs=[source])
+    if like is not None:
+        check_series(target, overwrite=files.overwrite, like=like)
+    elif case.series is None:
+        check_image_output(target, overwrite=files.overwrite, inputs=[case.source])
+    else:
+        check_image_output(target, overwrite=files.overwrite)
     pictures = [] if files.preview is None else [files.preview]
     for path in (*added, *pictures):
-        check_output(path, overwrite=files.overwrite, inputs=[source])
+        check_output(path, overwrite=files.overwrite, inputs=[case.source])
     beside = [target, *added, *pictures]
     if len({path.resolve() for path in beside}) < len(beside):
         raise UsageError("two outputs have this name", path=beside[-1])
@@ -164,34 +197,83 @@ def _note_weights(thinner: Thinner, report: Report) -> None:
         report.note(f"weights: {weights['weights']}, sha256 {weights['weights_sha256'][:12]}")
 
 
-def _write(job: Job, target: Path, files: FileOptions, report: Report) -> None:
-    """Compute and write; the image comes last, so that where it is everything is."""
-    height, width = job.y.shape[1] // 2, job.y.shape[2] // 2
+def _write(
+    job: Job,
+    target: Path,
+    files: FileOptions,
+    report: Report,
+    *,
+    like: Stack | None,
+    padding_value: int | None,
+) -> None:
+    """Compute and write; what was asked for under `target` comes last, so that where it is everything is."""
     planes = {"coronal": np.empty((job.pipeline.m, job.y.shape[2]), job.dtype)}
     planes["sagittal"] = np.empty((job.pipeline.m, job.y.shape[1]), job.dtype)
-    words = target.name
+    slabs = _slabs(job, planes, lambda share: report.progress(share, target.name))
+    if like is not None:
+        warnings = write_series(
+            target, ((k, part.transpose(2, 1, 0)) for k, part in slabs), like, job.affine, job.shape,
+            derivation=lambda: _derivation(job), padding_value=padding_value, overwrite=files.overwrite,
+            random_uids=files.random_uids, record=job.record,
+        )  # fmt: skip
+        for warning in warnings:
+            report.warn(f"{target}: {warning}")
+        _write_beside(job, files, planes)
+        return
     with write_slabs(
         target, job.shape, job.dtype, job.affine, job.source.form_code,
         overwrite=files.overwrite, slice_axis=job.axis, record=job.record,
     ) as writer:  # fmt: skip
-        whole = None if job.can_stream else np.empty(job.shape, job.dtype, order="F")
-        for start, part in job.run(lambda share: report.progress(share, words)):
-            rows = slice(start, start + len(part))
-            planes["coronal"][rows], planes["sagittal"][rows] = part[:, height], part[:, :, width]
-            if whole is None:
-                _pour(writer, job.turn.undo(part))
-            else:
-                job.turn.apply(whole)[rows] = part
-            del part  # before the next slab is computed
-        if whole is not None:
-            _pour(writer, whole)
-        if files.save_added is not None and job.added is not None:
-            added = Volume(
-                job.turn.undo(job.added), job.affine, form_code=job.source.form_code, slice_axis=job.axis
-            )
-            write_volume(added, files.save_added, overwrite=files.overwrite)
-        if files.preview is not None:
-            write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
+        for _, part in slabs:
+            _pour(writer, part)
+        _write_beside(job, files, planes)
+
+
+def _slabs(
+    job: Job, planes: Mapping[str, np.ndarray], progress: Callable[[float], None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first slice, (I, J, k)) in the order of the file, as soon as that order allows; fills the middle `planes`."""
+    height, width = job.y.shape[1] // 2, job.y.shape[2] // 2
+    whole = None if job.can_stream else np.empty(job.shape, job.dtype, order="F")
+    at = 0
+    for start, part in job.run(progress):
+        rows = slice(start, start + len(part))
+        planes["coronal"][rows], planes["sagittal"][rows] = part[:, height], part[:, :, width]
+        if whole is None:
+            yield at, job.turn.undo(part)
+        else:
+            job.turn.apply(whole)[rows] = part
+        at += len(part)
+        del part  # before the next slab is computed
+    if whole is not None:
+        yield 0, whole
+
+
+def _write_beside(job: Job, files: FileOptions, planes: Mapping[str, np.ndarray]) -> None:
+    if files.save_added is not None and job.added is not None:
+        added = Volume(
+            job.turn.undo(job.added), job.affine, form_code=job.source.form_code, slice_axis=job.axis
+        )
+        write_volume(added, files.save_added, overwrite=files.overwrite)
+    if files.preview is not None:
+        write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
+
+
+def _derivation(job: Job) -> Derivation:
+    r = job.record
+    return Derivation(
+        version=r["ctsr_version"],
+        model=r["model"],
+        weights_sha256=r.get("weights_sha256"),
+        factor=r["factor"],
+        slice_thickness=r["SliceThickness"],
+        source_thickness=r["input_slice_thickness_mm"],
+        source_spacing=r["input_spacing_mm"],
+        residual_mean_hu=r["consistency_residual_mean_hu"],
+        residual_max_hu=r["consistency_residual_max_hu"],
+        parameters=r["request"],
+        is_tilt_removed=bool(r.get("tilt_removed_deg")),
+    )
 
 
 def _preview(job: Job, planes: Mapping[str, np.ndarray]) -> bytes:
@@ -229,25 +311,26 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
     return {"request": asked, "weights_sha256": thinner.weights.get("weights_sha256")}
 
 
-def _agreeing_record(source: Path, target: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the output that is there; UsageError where this request would not make it from `source`."""
-    hint = "--overwrite replaces it"
-    record = read_sidecar(target)
+def _agreeing_record(case: Case, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the output that is there; UsageError where this request would not make it from the input."""
+    hint, target = "--overwrite replaces it", case.target
+    record = read_record(target / RECORD) if target.is_dir() else read_sidecar(target)
     if not record:
         raise UsageError("exists without a record of how it was made", path=target, hint=hint)
     there = record | record.get("request", {})
     asked = {
         **request["request"],
         "weights_sha256": request["weights_sha256"],
-        "input_sha256": sha256_of(source),
+        "input_sha256": case.sha256(),
     }
     for key, value in asked.items():
         if there.get(key) != value:
             raise UsageError(
                 f"was made with {key} {there.get(key)}, asked for is {value}", path=target, hint=hint
             )
-    if there.get("output_size_bytes") != target.stat().st_size:
-        raise UsageError("is not the file that its record speaks of", path=target, hint=hint)
+    images = target.glob("*.dcm") if target.is_dir() else [target]
+    if record.get("output_size_bytes") != sum(image.stat().st_size for image in images):
+        raise UsageError("is not what its record speaks of", path=target, hint=hint)
     return record
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctsr.errors import InputError, ResourceError, SomeCasesFailed, UsageError, WeightsError
+from ctsr.errors import InputError, ResourceError, SomeCasesFailed, InputError, UsageError, WeightsError
 from ctsr.workflows.folder import Case, find_cases, raise_for_failures, run_cases, shard_name, take_shard
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_file, upsample_folder
+from ctsr.workflows.upsample import FileOptions, Report, upsample_files
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, ct, nifti, put
 
@@ -35,7 +35,7 @@ def cases(tmp_path) -> Path:
 
 def thin(source, target, *, model="cubic", shard=None, report=SILENT, weights=None, **files):
     thinner = Thinner(model=model, checkpoint=weights)
-    return upsample_folder(source, target, thinner, FileOptions(**files), report, shard=shard)
+    return upsample_files(source, target, thinner, FileOptions(**files), report, shard=shard)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def test_a_folder_gives_the_bytes_of_its_files(tmp_path, cases, model):
     for name in NAMES:
         alone = tmp_path / "alone" / name
         alone.parent.mkdir(parents=True, exist_ok=True)
-        upsample_file(cases / name, alone, Thinner(model=model, checkpoint=weights), FileOptions(), SILENT)
+        upsample_files(cases / name, alone, Thinner(model=model, checkpoint=weights), FileOptions(), SILENT)
         assert alone.read_bytes() == made[name]
     assert [row["status"] for row in rows] == ["ok"] * 5
 
@@ -129,18 +129,18 @@ def test_a_second_run_finishes_the_first_and_touches_nothing_else(tmp_path, case
         (lambda s, t: (s, {"model": "linear"}), "made with model cubic, asked for is linear"),
         (lambda s, t: (s, {"thickness": 3.0}), "thickness_mm None, asked for is 3.0"),
         (lambda s, t: (put(s.parent, nifti(ct(seed=9)), s.name), {}), "input_sha256"),
-        (lambda s, t: (t.write_bytes(t.read_bytes() + b"x") and s, {}), "not the file that its record"),
+        (lambda s, t: (t.write_bytes(t.read_bytes() + b"x") and s, {}), "not what its record"),
         (lambda s, t: (t.with_suffix(".json").unlink() or s, {}), "without a record"),
     ],
 )
 def test_what_was_made_otherwise_is_not_skipped(tmp_path, change, words):
     source, target = put(tmp_path, nifti()), tmp_path / "out.nii"
-    upsample_file(source, target, Thinner(model="cubic"), FileOptions(), SILENT)
+    upsample_files(source, target, Thinner(model="cubic"), FileOptions(), SILENT)
     source, options = change(source, target)
     before = tree(tmp_path)
     thinner = Thinner(**({"model": "cubic"} | options))
     with pytest.raises(UsageError, match=words):
-        upsample_file(source, target, thinner, FileOptions(skip_existing=True), SILENT)
+        upsample_files(source, target, thinner, FileOptions(skip_existing=True), SILENT)
     assert tree(tmp_path) == before
 
 
@@ -176,7 +176,7 @@ def test_folders_that_can_not_be_are_refused(tmp_path, cases):
         with pytest.raises(UsageError, match=words):
             find_cases(cases, target)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"no \.nii"):
+    with pytest.raises(InputError, match="neither NIfTI nor a CT series"):
         find_cases(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="one file"):
         thin(cases, tmp_path / "out", preview=tmp_path / "p.png")

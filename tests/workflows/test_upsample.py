@@ -22,7 +22,7 @@ from ctsr.physics.operator import grid_operator
 from ctsr.physics.profile import ProfileKind, SliceProfile
 from ctsr.workflows import upsample as module
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_file
+from ctsr.workflows.upsample import FileOptions, Report, upsample_files
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, ct, nifti, put
 from tests.strategies import rotation, volumes
@@ -55,7 +55,8 @@ def volume(shape=(9, 8, 7), affine=None, seed=0) -> Volume:
 
 
 def run(source, target, model="baseline", *, report=SILENT, files=None, **options):
-    return upsample_file(source, target, thinner(model, **options), files or FileOptions(), report)
+    (row,) = upsample_files(source, target, thinner(model, **options), files or FileOptions(), report)
+    return row
 
 
 def turned(v: Volume, order, flips) -> Volume:
@@ -291,7 +292,7 @@ def test_measured_slices_survive_with_every_profile(tmp_path, kind):
     )
     put(tmp_path, nifti())
     out = tmp_path / "out.nii"
-    upsample_file(
+    upsample_files(
         tmp_path / "x.nii",
         out,
         Thinner(checkpoint=weights(), factor=3, profile=profile),
@@ -370,7 +371,7 @@ def test_slabs_come_in_the_order_of_the_file(tmp_path):
         v = Volume(ct((12, 10, 60)), affine)
         slabs = fewer_bytes("inverse", v)
         assert slabs.job(v, is_streamed=True).can_stream
-        upsample_file(tmp_path / f"{name}.nii", tmp_path / f"{name}-out.nii", slabs, FileOptions(), SILENT)
+        upsample_files(tmp_path / f"{name}.nii", tmp_path / f"{name}-out.nii", slabs, FileOptions(), SILENT)
         made = np.asarray(nib.load(tmp_path / f"{name}-out.nii").dataobj)
         np.testing.assert_array_equal(made, thinner("inverse")(v).volume.data)
 
