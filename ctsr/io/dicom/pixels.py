@@ -23,6 +23,7 @@ __all__ = ["Stored", "check_pixels", "read_pixels"]
 NATIVE = frozenset({IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED})
 RLE = "1.2.840.10008.1.2.5"
 _ROOT = "1.2.840.10008.1.2.4."
+_JPEG_XL = _ROOT + "11"  # 110 to 112, too new for pydicom's names
 _LOSSY = frozenset(_ROOT + n for n in ("50", "51", "53", "55", "81"))
 _PERHAPS_LOSSY = frozenset(_ROOT + n for n in ("91", "203"))  # JPEG 2000, HTJ2K
 # what pydicom raises on fragments that contradict themselves
@@ -47,7 +48,7 @@ def check_pixels(slices: Sequence[Slice]) -> None:
         if s.transfer_syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
             from pydicom.uid import UID
 
-            name = UID(s.transfer_syntax).name
+            name = "JPEG XL" if s.transfer_syntax.startswith(_JPEG_XL) else UID(s.transfer_syntax).name
             raise InputError(
                 f"transfer syntax {name} is not read", path=s.file.name, hint="convert it to a lossless one"
             )

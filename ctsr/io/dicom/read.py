@@ -71,9 +71,8 @@ def read_stack(
     removes_tilt = grid.tilt_deg > 0 and not keep_tilt
     fill, padding_value = pad_hu, None
     if fill is None:
-        fill = max(
-            math.floor(min(padding.lowest, _NEW_PADDING if removes_tilt else PADDING_LIMIT)), _INT16.min
-        )
+        lowest = padding.lowest if padding.n_voxels else _NEW_PADDING
+        fill = max(math.floor(min(lowest, PADDING_LIMIT)), _INT16.min)
         padding_value = fill if padding.n_voxels or removes_tilt else None
     data = _upright(hu, grid, padding, fill) if removes_tilt else _filled(hu, padding, fill)
     if data.dtype == np.int32 and data.min() >= _INT16.min and data.max() <= _INT16.max:
