@@ -6,7 +6,7 @@ import itertools
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +128,20 @@ class _Series:
         groups, others = _groups(_without(self.images, copies))
         left_out = [*copies, *others]
         found: list[_Volume] = []
+        faulty: list[tuple[list[Image], InputError]] = []
         for group in groups:
             try:
                 volumes, copies = _volumes(group, split=split)
             except InputError as exc:
-                yield self._refused(group, exc)
+                faulty.append((group, exc))
                 continue
             found += volumes
             left_out += copies
+        counted = {image.slice.file for images, _ in found for image in images}  # frames of one file may part
+        for group, why in faulty:
+            rest = [image for image in group if image.slice.file not in counted]
+            yield replace(self._refused(group, why), n_files=_n_files(rest))
+            counted |= {image.slice.file for image in rest}
         yield from self._skips(left_out)
         told = _told(groups)
         for label, (images, notes) in zip(_labels(len(found)), found, strict=False):

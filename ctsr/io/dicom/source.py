@@ -51,11 +51,11 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _STORAGE = b"1.2.840.10008.5.1.4.1.1"  # every SOP class of a stored object begins so
 
-_HEAD_SIZES = (1 << 16, 1 << 20, 1 << 23)  # a plain CT header is 2–20 kB, an enhanced one 1–2 kB a frame
+_HEAD_SIZES = (1 << 16, 1 << 19, 1 << 22)  # a plain CT header is 2–20 kB, an enhanced one 1–2 kB a frame
 _INFLATED = 1 << 26  # a deflated object: 500 times a 512 × 512 slice's header, 128 slices
 _OBJECT = (1 << 31) + _HEAD_SIZES[-1]  # pixel data of more than 2 GiB are refused
 _ELEMENTS = 20_000  # at the top level; real headers hold up to 500
-_ITEMS = 200_000  # of sequences; a Dataset of pydicom takes 1 kB
+_ITEMS = 50_000  # of sequences, 8 a frame; each costs pydicom 1 kB and 20 µs
 _LONGEST = 1 << 16  # bytes of a value that is kept; longer ones are overlays, icons, curves
 _PER_FRAME = 0x52009230
 _Known = dict[Any, Any]  # by tag, the last element read
@@ -306,7 +306,7 @@ def _parse(file: DicomFile, stream: IO[bytes], size: int, known: _Known) -> Head
         stream, size = BytesIO(whole), len(whole)
         head = stream.read(_HEAD_SIZES[0])
     for longer in (*_HEAD_SIZES[1:], 0):
-        elements, pixels = _elements(head, meta)
+        elements, pixels = _elements(head, meta, is_whole=len(head) == size)
         sop_class = text(Dataset(elements), 0x00080016) or meta.sop_class
         if pixels or len(head) == size or sop_class not in CT_CLASSES:
             break
@@ -366,22 +366,28 @@ def _plain(data: bytes, meta: _Meta) -> bytes:
     return named + body
 
 
-def _elements(head: bytes, meta: _Meta) -> tuple[dict[Any, Any], tuple[int, int | None] | None]:
+def _elements(
+    head: bytes, meta: _Meta, *, is_whole: bool
+) -> tuple[dict[Any, Any], tuple[int, int | None] | None]:
     """The elements to keep, by tag, and the pixel data's start and length where `head` reaches them."""
     item = b"\xfe\xff\x00\xe0" if meta.is_little_endian else b"\xff\xfe\xe0\x00"
     if len(head) > _HEAD_SIZES[0] and (n_items := head.count(item)) > _ITEMS:
         raise _NotRead(f"{n_items:,} sequence items in its header, at most {_ITEMS:,} are read")
     elements: dict[Any, Any] = {}
     walk = _walk(head, meta.start, is_implicit=meta.is_implicit, is_little_endian=meta.is_little_endian)
-    for n, (tag, start, length, element) in enumerate(walk):
-        if tag == 0x7FE00010:
-            return elements, (start, length)
-        if tag > 0x7FE00000:  # itself a group length; behind it other kinds of pixels
-            break
-        if n == _ELEMENTS:
-            raise _NotRead(f"more than {_ELEMENTS:,} elements in its header")
-        if element is not None:
-            elements[element.tag] = element
+    try:
+        for n, (tag, start, length, element) in enumerate(walk):
+            if tag == 0x7FE00010:
+                return elements, (start, length)
+            if tag > 0x7FE00000:  # itself a group length; behind it other kinds of pixels
+                break
+            if n == _ELEMENTS:
+                raise _NotRead(f"more than {_ELEMENTS:,} elements in its header")
+            if element is not None:
+                elements[element.tag] = element
+    except (EOFError, OSError, struct.error):  # pydicom at the end of bytes, in the middle of a sequence
+        if is_whole:
+            raise
     return elements, None
 
 
