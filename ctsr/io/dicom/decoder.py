@@ -29,6 +29,7 @@ JPEG = frozenset(_ROOT + n for n in ("50", "51", "53", "55", "57", "70"))
 JPEG_LS = frozenset(_ROOT + n for n in ("80", "81"))
 JPEG_2000 = frozenset(_ROOT + n for n in ("90", "91", "201", "202", "203"))
 _SECONDS_PER_FRAME, _SECONDS_PER_PIXEL = 5.0, 5e-6  # 100 times what 512 × 512 of JPEG 2000, the slowest, take
+_MEMORY = 1 << 31  # bytes of addresses; SimpleITK takes 0.6 GiB of them, a frame at most some MiB
 _NO_IMAGE = 0xFFFFFFFF
 
 
@@ -189,6 +190,10 @@ def _serve(path: str) -> None:
     """In the other process: for each line that comes, decode `path` and send size and values as 16 bit."""
     import SimpleITK
 
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     sitk: Any = SimpleITK
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

@@ -57,6 +57,8 @@ def read_stack(
     Raises GeometryError where the slices form no grid, InputError where pixels or their scale can't be trusted.
     Memory: 2 bytes a voxel, 4 more where HU are no 16-bit integers, twice that while a tilt is taken out.
     """
+    if pad_hu is not None and not _INT16.min <= pad_hu <= _INT16.max:
+        raise ValueError(f"pad_hu is {pad_hu:g}, outside 16 bit")
     slices = stack.slices
     grid = fit_grid(slices)
     check_pixels(slices)
@@ -69,8 +71,10 @@ def read_stack(
     _check_plausible(padding.histogram, extremes, warnings)
 
     removes_tilt = grid.tilt_deg > 0 and not keep_tilt
-    fill, padding_value = pad_hu, None
-    if fill is None:
+    padding_value = None
+    if pad_hu is not None:
+        fill = pad_hu if hu.dtype.kind == "f" else round(pad_hu)
+    else:
         lowest = padding.lowest if padding.n_voxels else _NEW_PADDING
         fill = max(math.floor(min(lowest, PADDING_LIMIT)), _INT16.min)
         padding_value = fill if padding.n_voxels or removes_tilt else None
@@ -79,31 +83,42 @@ def read_stack(
         data = data.astype(np.int16)  # only padding had made it wider
     affine = grid.affine(keep_tilt=keep_tilt)
     thickness = Counter(s.thickness for s in slices).most_common(1)[0][0]
-    technical = attributes(slices) | {
-        "affine": affine.tolist(),
+    technical = {
+        **attributes(slices),
+        **_geometry(grid, affine, thickness, keep_tilt=keep_tilt),
         "hu": {"min": data.min().item(), "max": data.max().item()}
         | {f"p{q:g}": _percentile(padding.histogram, q) for q in (0.1, 50.0, 99.9)},
         "lossy": any(f.is_lossy for f in facts),
-        "n_slices": len(slices),
         "padding": {
             "source": padding.source,
             "value_stored": padding.value_stored,
             "voxels": padding.n_voxels,
             "hu": fill if padding.n_voxels else None,
         },
-        "sheared": grid.tilt_deg > 0 and keep_tilt,
-        "spacing_mm": [round(v, 6) for v in (*grid.pixel_spacing[::-1], grid.spacing)],
-        "thickness_over_spacing": round(thickness / grid.spacing, 4) if thickness else None,
-        "tilt_deg": round(grid.tilt_deg, 4),
-        "tilt_removed_deg": round(grid.tilt_deg, 4) if removes_tilt else 0.0,
     }
     tag = number(slices[0].header, 0x00181120)
     if tag is not None and abs(abs(tag) - grid.tilt_deg) > 0.5:
         warnings.append(
             f"tilt is {grid.tilt_deg:.1f}° by the positions, {abs(tag):.1f}° by GantryDetectorTilt"
         )
-    volume = Volume(data.transpose(2, 1, 0), affine, slice_thickness=thickness or None, slice_axis=2)
+    volume = Volume(data.transpose(2, 1, 0), affine, slice_thickness=thickness, slice_axis=2)
     return DicomVolume(volume, technical, tuple(dict.fromkeys(warnings)), padding_value)
+
+
+def _geometry(
+    grid: Grid, affine: np.ndarray, thickness: float | None, *, keep_tilt: bool
+) -> dict[str, object]:
+    """What the sidecar tells of the grid."""
+    tilt_deg = round(grid.tilt_deg, 4)
+    return {
+        "affine": affine.tolist(),
+        "n_slices": grid.shape[2],
+        "sheared": tilt_deg > 0 and keep_tilt,
+        "spacing_mm": [round(v, 6) for v in (*grid.pixel_spacing[::-1], grid.spacing)],
+        "thickness_over_spacing": round(thickness / grid.spacing, 4) if thickness else None,
+        "tilt_deg": tilt_deg,
+        "tilt_removed_deg": 0.0 if keep_tilt else tilt_deg,
+    }
 
 
 def check_rescale(slices: Sequence[Slice]) -> list[str]:
