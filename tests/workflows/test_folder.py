@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctsr.errors import InputError, ResourceError, SomeCasesFailed, InputError, UsageError, WeightsError
+from ctsr.errors import InputError, ResourceError, SomeCasesFailed, UsageError, WeightsError
 from ctsr.workflows.folder import Case, find_cases, raise_for_failures, run_cases, shard_name, take_shard
 from ctsr.workflows.thinner import Thinner
 from ctsr.workflows.upsample import FileOptions, Report, upsample_files
