@@ -207,8 +207,8 @@ def upsample(
         overlap=overlap, max_memory=limit, device=device, dtype=dtype, is_strict=strict,
     )  # fmt: skip
     files = FileOptions(
-        like=like, random_uids=random_uids, overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run, preview=preview, save_added=save_added,
-        form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
+        like=like, random_uids=random_uids, overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run,
+        preview=preview, save_added=save_added, form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
     )  # fmt: skip
     for note in notes:
         console.note(note)

@@ -16,7 +16,7 @@ from ctsr.core.storage import rounded
 from ctsr.core.volume import Volume
 from ctsr.data.manifest import MANIFEST, update_manifest
 from ctsr.data.splits import SETS, list_path
-from ctsr.errors import CtsrError, InputError, UsageError
+from ctsr.errors import CtsrError, UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.lists import read_table, write_table
 from ctsr.io.nifti import write_volume

@@ -168,8 +168,8 @@ def test_what_holds_no_scan_says_what_it_holds(tmp_path):
         read_scan(tmp_path / "notes", notes=[])
     (tmp_path / "x.bin").write_bytes(bytes(200))
     assert not is_dicom(tmp_path / "x.bin")
+    series(tmp_path / "s", block(planes(n=4)))
     with pytest.raises(UsageError, match="NIfTI"):
-        series(tmp_path / "s", block(planes(n=4)))
         read_scan(tmp_path / "s", hu_offset=5.0, notes=[])
 
 
