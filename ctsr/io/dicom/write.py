@@ -30,7 +30,7 @@ from ctsr.io.dicom.elements import quiet
 from ctsr.io.dicom.records import Stack
 from ctsr.io.provenance import write_record
 
-__all__ = ["Derivation", "check_like", "check_series", "write_series"]
+__all__ = ["RECORD", "Derivation", "check_like", "check_series", "write_series"]
 
 RECORD = "ctsr.json"
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -75,6 +75,7 @@ def write_series(
     padding_value: HU of padding in the volume, None where it has none. series_number: None: the source's + 1000.
     record: written to ctsr.json once the slabs are through, so it may be filled meanwhile; nothing of a patient.
     random_uids: new UIDs and the present as ContentDate at every call.
+    The record gains output_pixels_sha256 (of the slices' digests) and output_size_bytes (of the images).
 
     The folder appears when all is written and read back; until then its pixels lie in a temporary one beside it.
     Raises what `check_series` does, GeometryError for an affine that is no such grid, ValueError for wrong slabs.
@@ -82,22 +83,24 @@ def write_series(
     check_series(folder, overwrite=overwrite, like=like)
     grid = _TO_LPS @ affine
     _check_grid(grid)
-    with atomic_folder(folder, overwrite=overwrite, is_ours=_is_ours) as temporary, quiet():
+    with atomic_folder(folder, overwrite=overwrite, is_ours=_is_ours) as temporary:
         digests = _spool(temporary, slabs, shape, folder)
         told = derivation if isinstance(derivation, Derivation) else derivation()
-        source = hashlib.sha256(like.series_uid.encode()).digest()
-        build = Headers(
-            like,
-            grid,
-            shape,
-            told,
-            padding_value=padding_value,
-            series_number=series_number,
-            uids=(_ANY_SERIES, _ANY_IMAGE),
-            new_uid=lambda what: _uid(source, what),
-            content_time=datetime.datetime.now() if random_uids else None,
-        )
-        headers = [build.header(k) for k in range(shape[2])]
+        named = "\n".join((like.study_uid, like.series_uid, like.patient_id)).encode()
+        source = hashlib.sha256(b"".join([named, *digests])).digest()
+        with quiet():
+            build = Headers(
+                like,
+                grid,
+                shape,
+                told,
+                padding_value=padding_value,
+                series_number=series_number,
+                uids=(_ANY_SERIES, _ANY_IMAGE),
+                new_uid=lambda what: _uid(source, what),
+                content_time=datetime.datetime.now() if random_uids else None,
+            )
+            headers = [build.header(k) for k in range(shape[2])]
         whole = hashlib.sha256(json.dumps(dict(told.parameters), sort_keys=True).encode())
         for header, digest in zip(headers, digests, strict=True):
             whole.update(header + digest)
@@ -107,12 +110,12 @@ def write_series(
             for placeholder, part in ((_ANY_SERIES, "series"), (_ANY_IMAGE, f"image {k}")):
                 header = header.replace(placeholder.encode(), _uid(seed, part).encode())
             size += _finish(temporary, k, header, folder)
-        _verify(temporary, grid, digests, folder)
+        with quiet():
+            _verify(temporary, grid, digests, folder)
         sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+        complete = {**record, "output_pixels_sha256": sha256, "output_size_bytes": size}
         beside = os.path.join(temporary, RECORD)
-        write_record(
-            beside, {**record, "output_pixels_sha256": sha256, "output_size_bytes": size}, overwrite=False
-        )
+        write_record(beside, complete, overwrite=False)
         os.chmod(beside, 0o600)
     return tuple(build.warnings)
 

@@ -22,7 +22,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, ResourceError, UsageError
 from ctsr.io.dicom import write
+from ctsr.io.dicom.read import read_stack
 from ctsr.io.dicom.records import DicomFile, Slice, Stack
+from ctsr.io.dicom.scan import scan
 from ctsr.io.dicom.write import Derivation, check_like, check_series, write_series
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -719,6 +721,47 @@ def test_an_image_that_is_not_of_the_series_is_refused():
     cropped = affine.copy()
     cropped[:3, 3] += affine[:3, 0] * 3
     check_like(Volume(data[3:], cropped), stack)
+
+
+# Through our own reader
+
+
+def again(tmp_path: Path, stack: Stack) -> None:
+    """Write what the reader makes of a stack as a series, and read that: the same volume."""
+    before = read_stack(stack, pad_hu=None)
+    volume = before.volume
+    write_series(
+        tmp_path / "out", [(0, volume.data.transpose(2, 1, 0))], stack, volume.affine, volume.shape,
+        derivation=DERIVATION, padding_value=before.padding_value, overwrite=False, record={},
+    )  # fmt: skip
+    (derived,) = scan(tmp_path / "out").stacks
+    after = read_stack(derived, pad_hu=None)
+    np.testing.assert_array_equal(after.volume.data, volume.data)
+    np.testing.assert_allclose(after.volume.affine, volume.affine, atol=1e-6)  # mm
+    assert after.padding_value == before.padding_value
+    assert (derived.study_uid, derived.patient_id) == (stack.study_uid, stack.patient_id)
+
+
+def test_the_reader_finds_in_a_series_what_was_written(tmp_path):
+    made(tmp_path / "first", series(Rows=20, Columns=18, PatientName="A^B"))
+    (stack,) = scan(tmp_path / "first").stacks
+    again(tmp_path, stack)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "name",
+    [
+        "philips-study",
+        "ge-pad-minus2000",
+        "legacy-enhanced-ct/multiframe",
+        "siemens-tilt",
+        "dicomdir/98892001/CT5N",
+    ],
+)
+def test_a_real_series_goes_through_reader_and_writer_unchanged(tmp_path, reference_data, name):
+    (stack,) = scan(reference_data.parent / "dicom" / name).stacks
+    again(tmp_path, stack)
 
 
 # Real series, and DICOM's own judge
