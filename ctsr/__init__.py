@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ctsr.core.volume import Volume
     from ctsr.errors import CtsrError
     from ctsr.io.images import from_nibabel, from_sitk, to_nibabel, to_sitk
-    from ctsr.io.nifti import read_volume as read
     from ctsr.io.nifti import write_volume as write
+    from ctsr.io.scans import read_scan as read
     from ctsr.metrics.masks import body_mask
     from ctsr.physics.simulation import simulate_volume as simulate
     from ctsr.workflows.evaluate import evaluate_volumes as evaluate
@@ -41,7 +41,7 @@ _HOMES = {
     "evaluate": ("ctsr.workflows.evaluate", "evaluate_volumes"),
     "from_nibabel": ("ctsr.io.images", "from_nibabel"),
     "from_sitk": ("ctsr.io.images", "from_sitk"),
-    "read": ("ctsr.io.nifti", "read_volume"),
+    "read": ("ctsr.io.scans", "read_scan"),
     "simulate": ("ctsr.physics.simulation", "simulate_volume"),
     "to_nibabel": ("ctsr.io.images", "to_nibabel"),
     "to_sitk": ("ctsr.io.images", "to_sitk"),

@@ -66,7 +66,7 @@ def read_scan(
     form: str | None = None,
     hu_offset: float = 0.0,
     allow_labels: bool = False,
-    notes: list[str],
+    notes: list[str] | None = None,
 ) -> Volume:
     """The volume of a NIfTI file or of a DICOM folder with one series, padding kept as padding."""
     if not is_dicom(Path(path)):
@@ -76,5 +76,6 @@ def read_scan(
     from ctsr.io.dicom.read import read_stack
 
     made = read_stack(only_series(Path(path)), pad_hu=None)
-    notes += made.warnings
+    if notes is not None:
+        notes += made.warnings
     return made.volume
