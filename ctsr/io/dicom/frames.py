@@ -42,7 +42,8 @@ _LARGEST = 1 << 31  # bytes of an object's pixels
 _SCOUT = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
 _PROJECTION = {"MIP", "MINIP", "VRT", "CPR", "PROJECTION IMAGE"}
 _PROJECTION |= {"MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"}  # of an Enhanced CT
-_REFORMATTED = re.compile("MPR|REFORMATTED|CSA.*")
+_REFORMATTED = re.compile("(MPR|REFORMATTED|CSA).*")
+_COLOURS = re.compile("(MONOCHROME[12]|RGB|PALETTE COLOR|YBR)[A-Z_0-9]*")
 _NOT_HU = {
     "MAT_SPECIFIC",
     "MAT_REMOVED",
@@ -106,7 +107,8 @@ def images_of(header: Header, *, originals_only: bool = False) -> list[Image]:
     bits, colours = short(dataset, 0x00280100), text(dataset, 0x00280004)
     is_16_bit = bits == 16 or (bits == 8 and header.transfer_syntax == _JPEG_BASELINE)
     if not is_16_bit or short(dataset, 0x00280002) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
-        raise NoSlice(f"not a grey CT image ({_word(colours) or 'no colours named'}, {bits or '?'} bit)")
+        named = colours if _COLOURS.fullmatch(colours) else "unknown colours"
+        raise NoSlice(f"not a grey CT image ({named}, {'?' if bits is None else bits} bit)")
     if header.pixels is None:
         raise NoSlice("no PixelData", is_part=True)
     rows, columns = short(dataset, 0x00280010), short(dataset, 0x00280011)
@@ -155,7 +157,7 @@ def images_of(header: Header, *, originals_only: bool = False) -> list[Image]:
             transfer_syntax=header.transfer_syntax,
             pixel_offset=header.pixels[0] + k * size if is_plain else None,
         )
-        traits = {**of_object, **_traits(frame), "kernel": _word(plane.kernel, 32)}
+        traits = {**of_object, **_traits(frame), "kernel": _word(plane.kernel)}
         images.append(Image(plane, text(dataset, 0x00080018), traits, tuple(notes), header.pixels[0], size))
     return images
 
@@ -236,7 +238,8 @@ def _kind(frame: _Frame, *, originals_only: bool) -> tuple[str, ...]:
     if _is_derived(values):
         if originals_only:
             raise NoSlice("a derived image (--originals-only)")
-        return (f"derived images ({_word(third) or 'of no kind named'})",)
+        kind = _REFORMATTED.fullmatch(third)
+        return (f"derived images ({kind[1]})" if kind else "derived images",)
     return ()
 
 
@@ -298,6 +301,6 @@ def _traits(frame: _Frame) -> dict[str, str]:
     return traits
 
 
-def _word(value: str, n: int = 16) -> str:
-    """Text from a header, fit for a message: few signs, and not many of them."""
-    return re.sub(r"[^A-Za-z0-9 ._+/\\-]", "?", value)[:n]
+def _word(value: str) -> str:
+    """Free text, fit for a message: few signs, and not many of them."""
+    return re.sub(r"[^A-Za-z0-9 ._+/\\-]", "?", value)[:32]
