@@ -18,7 +18,7 @@ __all__ = ["diffuse", "eps_of", "input_scale", "noise_source", "posterior", "pre
 
 
 def diffuse(path: Path, r: Tensor, eps: Tensor, level: np.ndarray) -> Tensor:
-    """u = a r + s ε. r, eps: (B, …); level: (B,), one a sample. For ResShift, Yue et al. 2023, eq. 2."""
+    """u = a r + s ε. r, eps: (B, …); level: (B,), one a sample. For ResShift, the marginal of Yue et al. 2023."""
     a, s = (
         torch.as_tensor(c, dtype=r.dtype, device=r.device).view(-1, *[1] * (r.ndim - 1))
         for c in path.coefficients(np.asarray(level, np.float64))
@@ -29,7 +29,7 @@ def diffuse(path: Path, r: Tensor, eps: Tensor, level: np.ndarray) -> Tensor:
 def posterior(path: Path, t: float, q: float, s: float = 1.0) -> tuple[float, float, float]:
     """(m, k, σ) of the step from level t down to q: u_q = m u_t + k r + σ ε, for a known residual r.
 
-    s in [0, 1] is the share of fresh noise: 1 is the posterior q(x_q | x_t, x₀) of Yue et al. 2023, eq. 6–7, 0 the
+    s in [0, 1] is the share of fresh noise: 1 is the posterior q(x_q | x_t, x₀) of Yue et al. 2023, 0 the
     deterministic map, and every s keeps the marginals (as in Song et al. 2021, DDIM). q = 0 is r itself.
     """
     (a_t, s_t), (a_q, s_q) = path.coefficients(t), path.coefficients(q)
@@ -80,7 +80,7 @@ def noise_source(
         fields = []
         for sample in samples:
             # the step is the counter's highest word: 2¹⁹² draws lie between two steps
-            bits = np.random.Philox(key=[seed, sample], counter=[0, 0, 0, step])
+            bits = np.random.Philox(key=np.array([seed, sample], np.uint64), counter=[0, 0, 0, step])
             fields.append(np.random.Generator(bits).standard_normal(tuple(shape), np.float32))
         return torch.from_numpy(np.stack(fields)).to(device)
 

@@ -36,7 +36,7 @@ class Path(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """ResShift's noise schedule (Yue et al. 2023, eq. 10), a curve √η over a position in [0, 1].
+    """ResShift's noise schedule (Yue et al. 2023, “Noise Schedule”), a curve √η over a position in [0, 1].
 
     sqrt_eta_1, sqrt_eta_T: its ends. power: p, the share of small noise grows with it. kappa: κ, the noise of a
     level is κ √η, in units of a standardised latent. Raises ValueError on what is no schedule.
