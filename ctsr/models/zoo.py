@@ -1,5 +1,7 @@
 """The file format of a model: one `.safetensors`, kind, configuration and card in its metadata. Never pickle.
 
+A diffusion's card names the files it was trained for, by sha256: its latents mean nothing to another VAE.
+
 Tensors named `train/…` are a training's own state; whoever wants the network passes them by.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ctsr.errors import WeightsError
+from ctsr.models.control import ControlledUNet
+from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.models.simple_unet3d import SimpleUNet3D, SimpleUNet3DConfig
 
-__all__ = ["FORMAT", "TRAINING", "ModelFile", "build", "pack", "unpack"]
+__all__ = ["DEPENDS", "FORMAT", "TRAINING", "ModelFile", "build", "pack", "unpack"]
 
 FORMAT = "1"
 TRAINING = "train/"
@@ -30,7 +35,11 @@ TENSOR_LIMIT = 10_000
 CHANNELS_LIMIT = 4096
 LEVELS_LIMIT = 8
 
-_KINDS: dict[str, tuple[type[nn.Module], type]] = {"baseline": (SimpleUNet3D, SimpleUNet3DConfig)}
+_KINDS: dict[str, tuple[type[nn.Module], type]] = {
+    "baseline": (SimpleUNet3D, SimpleUNet3DConfig),
+    "diffusion": (ControlledUNet, LatentUNetConfig),
+}
+DEPENDS = {"diffusion": ("vae_sha256", "stage_one_sha256")}  # entries that its card must have
 _FOREIGN = [
     (b"PK\x03\x04", "a pickle in a zip (torch.save), not safetensors: not opened, it could run code"),
     (b"\x80", "a pickle, not safetensors: not opened, it could run code"),
@@ -61,8 +70,10 @@ def pack(
 ) -> bytes:
     """The bytes of a model file; the same content gives the same bytes.
 
-    card: JSON values (trained_on, licence, command, seed, metrics, ranges …).
+    card: JSON values (trained_on, licence, command, seed, metrics, ranges …); for a diffusion, `DEPENDS` among them.
     """
+    if nameless := _nameless(kind, card):
+        raise ValueError(f"the card of a {kind} names no {nameless}")
     metadata = {
         "ctsr.format": FORMAT,
         "kind": kind,
@@ -103,6 +114,8 @@ def unpack(data: bytes, path: str) -> ModelFile:
         raise WeightsError(f"its configuration is not strict JSON: {exc}", path=path) from exc
     if not isinstance(config, dict) or not isinstance(card, dict):
         raise WeightsError("its configuration is no JSON object", path=path)
+    if nameless := _nameless(kind, card):
+        raise WeightsError(f"its card names no {nameless} (64 hexadecimal digits)", path=path)
     for name, entry in header.items():
         if entry.get("dtype") != "F32":
             raise WeightsError(f"tensor {name} is {entry.get('dtype')}, expected F32", path=path)
@@ -147,6 +160,12 @@ def build(file: ModelFile, path: str) -> nn.Module:
     network = make(config)
     network.load_state_dict(file.tensors, strict=True)
     return network.eval()
+
+
+def _nameless(kind: str, card: Mapping[str, Any]) -> str:
+    """The first file that a model of this kind depends on and its card doesn't name; "": none."""
+    wanted = DEPENDS.get(kind, ())
+    return next((n for n in wanted if not re.fullmatch("[0-9a-f]{64}", str(card.get(n)))), "")
 
 
 def _header(data: bytes, path: str) -> dict[str, Any]:
