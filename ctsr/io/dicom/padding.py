@@ -23,7 +23,7 @@ _GAP, _GAP_BELOW = (
     300,
     -1100,
 )  # HU; of 13 real paddings the nearest to the image was −1453 | −1047 … −3024 | −1024
-_LEAST_SHARE, _LEAST_COVER = 0.01, 0.9  # of all pixels, and of those outside the reconstruction circle
+_LEAST_COVER = 0.9  # of the pixels outside the reconstruction circle, which are 21 % of an image or more
 _MUCH_INSIDE = 0.05  # of the circle
 _NOWHERE = -(1 << 31)  # HU
 _ZERO = 1 << 15  # index of 0 HU in a histogram
@@ -72,12 +72,13 @@ def find_padding(
     outside = _outside_circle(slices[0])
     inside = ~outside
     histogram = _histogram(hu, 4)  # of 300 slices 30 ms; of all rows 130
-    below = _gap(histogram)
-    deep = np.flatnonzero(extremes[:, 0] < below).tolist()
-    if any(_count(hu[k] < below - _GAP // 2) != _count(hu[k] < below + _GAP // 2) for k in deep):
+    lower, upper = _gap(histogram)
+    low_slices = np.flatnonzero(extremes[:, 0] < upper)
+    if any(_count(hu[k] < lower + 1) != _count(hu[k] < upper - 1) for k in low_slices):
         histogram = _histogram(hu, 1)  # rows that were left out reach into the gap
-        below = _gap(histogram)
-        deep = np.flatnonzero(extremes[:, 0] < below).tolist()
+        lower, upper = _gap(histogram)
+    below = (lower + upper) // 2
+    deep = np.flatnonzero(extremes[:, 0] < below).tolist()
     if not _is_padding(hu, below, deep, outside):
         below = _NOWHERE
 
@@ -160,22 +161,17 @@ def _outside_circle(s: Slice) -> np.ndarray:
     return outside
 
 
-def _gap(histogram: np.ndarray) -> int:
-    """The middle, HU, of the lowest gap that may divide padding from the image; far down where there is none."""
+def _gap(histogram: np.ndarray) -> tuple[int, int]:
+    """The HU on both sides of the lowest gap that may divide padding from the image; far down where there is none."""
     values = np.flatnonzero(histogram) - _ZERO
     gaps = np.flatnonzero((np.diff(values) >= _GAP) & (values[:-1] < _GAP_BELOW))
-    return int(values[gaps[0]] + values[gaps[0] + 1]) // 2 if gaps.size else _NOWHERE
+    return (int(values[gaps[0]]), int(values[gaps[0] + 1])) if gaps.size else (_NOWHERE, _NOWHERE)
 
 
 def _is_padding(hu: np.ndarray, below: int, deep: Sequence[int], outside: np.ndarray) -> bool:
-    """Whether the voxels under `below` are enough, and where padding is."""
-    n_below = n_outside = 0
-    for k in deep:
-        mask = hu[k] < below
-        n_below += _count(mask)
-        n_outside += _count(mask & outside)
-    needed = _LEAST_COVER * len(hu) * _count(outside)
-    return n_below >= max(_LEAST_SHARE * hu.size, 1) and n_outside >= needed
+    """Whether the voxels under `below`, which lie in the slices `deep`, fill the place of padding."""
+    n_outside = sum(_count((hu[k] < below) & outside) for k in deep)
+    return n_outside >= _LEAST_COVER * len(hu) * _count(outside)
 
 
 def _count(mask: np.ndarray) -> int:

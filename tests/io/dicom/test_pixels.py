@@ -143,6 +143,14 @@ def test_unsigned_codestream_of_signed_values_is_taken_with_its_own_bits(tmp_pat
     np.testing.assert_array_equal(values, image.view(np.int16))
 
 
+def test_sign_of_a_codestream_with_fewer_bits_than_the_header_says_is_its_own_highest_bit(tmp_path) -> None:
+    image = np.random.default_rng(1).integers(0, 1 << 12, (48, 64)).astype(np.uint16)
+    frame = bytearray(codestream_of(image + (1 << 15) - (1 << 11), "JPEG2000"))
+    frame[42] = 11  # Ssiz: 12 bits; the level that the decoder adds falls from 2^15 to 2^11
+    values = read_one(encapsulated(tmp_path, bytes(frame), J2K, is_signed=True))
+    np.testing.assert_array_equal(values, np.where(image < 2048, image, image.astype(int) - 4096))
+
+
 def test_signed_codestream_of_unsigned_values_is_refused(tmp_path) -> None:
     frame = codestream_of(NOISE, "JPEG2000")
     with pytest.raises(InputError, match="signed, the header says unsigned"):

@@ -187,9 +187,9 @@ class TestPadding:
         np.testing.assert_array_equal(v.volume.data.transpose(2, 1, 0), BODY)
         assert any("40 HU, which is tissue" in w for w in v.warnings)
 
-    def test_is_not_seen_in_a_few_low_voxels_or_in_noise_below_air(self, tmp_path) -> None:
+    def test_is_not_seen_in_low_voxels_within_the_circle_or_in_noise_below_air(self, tmp_path) -> None:
         image = BODY.copy()
-        image[:, 20, 20] = -2500  # a streak beside metal
+        image[:, 20:30, 20:30] = -2500  # a streak beside metal
         image[BODY < -950] -= 400  # Toshiba's noise
         v = read_stack(a_stack(tmp_path, image))
         np.testing.assert_array_equal(v.volume.data.transpose(2, 1, 0), image)
@@ -198,10 +198,10 @@ class TestPadding:
     def test_one_voxel_in_a_gap_that_a_quarter_of_the_rows_shows_narrows_it(self, tmp_path) -> None:
         stack = self.padded(tmp_path, None)  # HU −3024, then ≥ −1000
         pixels = np.frombuffer(stack.slices[0].file.path.read_bytes(), np.int16).reshape(48, 64).copy()
-        pixels[21, 30] = -900  # −1924 HU, in the middle of the gap and in a row that is left out
+        pixels[21, 30] = -1476  # −2500 HU, in the lower half of the gap and in a row that is left out
         stack.slices[0].file.path.write_bytes(pixels.tobytes())
         hu = hu_of(stack)
-        assert hu[0, 21, 30] == -1924
+        assert hu[0, 21, 30] == -2500
         assert (hu[:, outside_circle()] == -1024).all()
 
 
