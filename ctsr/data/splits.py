@@ -46,10 +46,8 @@ def assign(
         name: max(math.floor(total * share + 0.5), int(total >= SMALLEST and share > 0))
         for name, share in shares.items()
     }
-    if sum(shares.values()) < 1 and total >= SMALLEST and sum(wanted.values()) >= total:
-        wanted[max(wanted, key=lambda name: wanted[name])] -= (
-            1  # halves were rounded up: one is left to train
-        )
+    while sum(shares.values()) < 1 and total >= SMALLEST and sum(wanted.values()) >= total:
+        wanted[max(wanted, key=lambda name: wanted[name])] -= 1  # they were rounded up: one must train
     for name, n in wanted.items():
         missing = max(0, n - sum(s == name for s in kept.values()))
         sets |= dict.fromkeys(new[:missing], name)

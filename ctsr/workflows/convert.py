@@ -160,6 +160,7 @@ def convert(
     Raises UsageError before any work where an output is in the way.
     """
     report, c = report or Report(), conversion
+    take_shard([], c.shard)  # a wrong share is told before any work
     if target is not None and target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir():
         return _convert_to_file(source, target, c, report)
     project = project or (Path() if target is None else target.parent)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctsr import __version__
 from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
@@ -19,6 +17,9 @@ from ctsr.io.dicom.records import Stack
 from ctsr.io.memory import available_bytes
 from ctsr.io.nifti import write_volume
 from ctsr.io.provenance import check_image_output, read_sidecar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["Task", "agreeing_record", "converter"]
 
@@ -72,17 +73,33 @@ def converter(
     if n <= 1:
         yield lambda task: _convert(task, overwrite, workers or cpus)
         return
+    import multiprocessing  # 30 ms that one series does not pay
+    from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
-        futures = {t.target: pool.submit(_in_worker, t, overwrite) for t in tasks}
+        with _ctrl_c_held():
+            futures = {t.target: pool.submit(_in_worker, t, overwrite) for t in tasks}
         yield lambda task: _result(futures[task.target])
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for worker in multiprocessing.active_children():
             worker.terminate()  # it takes its unfinished file away
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes that begin in here never see Ctrl-C, which reaches all of a terminal: their parent answers it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _affordable(tasks: Sequence[Task], cpus: int) -> int:
@@ -93,9 +110,20 @@ def _affordable(tasks: Sequence[Task], cpus: int) -> int:
 
 
 def _begin_worker() -> None:
-    """Ctrl-C reaches every process of a terminal: the parent alone answers it, and ends us by SIGTERM."""
+    """End in good order, the unfinished file taken away: when the parent says so, and when it is gone."""
+    import multiprocessing
+    import threading
+
+    def outlive_no_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda signum, frame: sys.exit(128 + signum))
+    threading.Thread(target=outlive_no_parent, daemon=True).start()
 
 
 def _in_worker(task: Task, overwrite: bool) -> dict[str, Any] | tuple[CtsrError, int | None]:
@@ -104,9 +132,13 @@ def _in_worker(task: Task, overwrite: bool) -> dict[str, Any] | tuple[CtsrError,
         return _convert(task, overwrite, 1)
     except CtsrError as exc:
         return exc, getattr(exc.__cause__, "errno", None)
+    except SystemExit as exc:  # the pool would take it for this series' result, and go on with the next
+        os._exit(int(exc.code or 0))
 
 
 def _result(future: Future[Any]) -> dict[str, Any]:
+    from concurrent.futures.process import BrokenProcessPool
+
     try:
         found = future.result()
     except BrokenProcessPool as exc:

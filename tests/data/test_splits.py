@@ -99,3 +99,24 @@ def test_a_file_in_two_lists_is_refused(tmp_path):
     list_path(data, "val").write_text("a.nii.gz\n")
     with pytest.raises(InputError, match=r"stands in train_files\.txt too"):
         update_lists(data, {"a.nii.gz": "p"})
+
+
+@given(PATIENTS, st.sampled_from([(10, 45, 45), (80, 10, 10), (34, 33, 33), (1, 98, 1)]), st.integers(0, 9))
+def test_whatever_the_shares_no_set_is_empty_from_three_patients_on(patients, percent, seed):
+    shares = {"val": percent[1] / 100, "test": percent[2] / 100}
+    counts = Counter(assign(patients, shares=shares, seed=seed).values())
+    assert sum(counts.values()) == len(patients)
+    if len(patients) >= 3:
+        assert min(counts[name] for name in SETS) >= 1
+
+
+def test_a_share_of_nothing_is_an_empty_set():
+    patients = [f"p{i}" for i in range(10)]
+    assert set(assign(patients, shares={"val": 0.0, "test": 0.0}).values()) == {"train"}
+    assert set(assign(patients, shares={"val": 0.5, "test": 0.5}).values()) == {"val", "test"}
+
+
+def test_another_seed_is_another_split():
+    patients = [f"p{i}" for i in range(100)]
+    assert assign(patients, seed=1) != assign(patients)
+    assert assign(patients, seed=0) == assign(patients)

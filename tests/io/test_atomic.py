@@ -478,4 +478,10 @@ def test_every_failure_is_one_of_ours(tmp_path):
         write_bytes(tmp_path / "none" / "x", b"x", overwrite=True)
     with pytest.raises(CtsrError):
         write_volume(Volume(np.zeros((2, 2, 2), np.int16), affine_of()), tmp_path / "x.nrrd")
-    assert atomic._sweep(str(tmp_path / "none")) is None
+    assert atomic.sweep(str(tmp_path / "none")) is None
+
+
+def test_a_secret_is_never_readable_by_others(tmp_path, umask):
+    umask(0o000)
+    write_text(tmp_path / "key", "secret", overwrite=False, mode=0o600)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

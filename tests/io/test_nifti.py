@@ -90,6 +90,15 @@ def test_a_plain_axial_volume_has_the_same_qform_to_a_micron(folder):
     np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-3)
 
 
+def test_a_tilted_volume_has_no_qform(folder):
+    affine = affine_of()
+    affine[1, 2] = 0.27 * affine[2, 2]  # 15° of gantry tilt
+    write_volume(Volume(ct(), affine), folder / "tilted.nii", overwrite=True)
+    image = nib.load(folder / "tilted.nii")
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
+    np.testing.assert_allclose(image.affine, affine, rtol=1e-6)
+
+
 def test_a_slightly_sheared_volume_keeps_its_sform_and_opens_in_simpleitk(folder):
     affine = affine_of()
     affine[1, 2] = 0.005 * SPACING[2]  # 0.3 degrees

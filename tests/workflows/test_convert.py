@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_an_error_in_a_process_is_as_one_in_this(export, tmp_path):
     found = convert_series._in_worker(task, False)
     assert isinstance(found[0], UsageError)
     error = ResourceError("cannot be written")
-    future = convert_series.Future()
+    future: Future = Future()
     future.set_result((error, 28))
     with pytest.raises(ResourceError) as caught:
         convert_series._result(future)
