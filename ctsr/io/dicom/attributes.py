@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Attributes", "public_copy"]
 
+# what pydicom raises on bytes that are no such value, on sequences that end too early, and on private tags
+_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, NotImplementedError, EOFError, OSError)
 _AGE = re.compile(r"\d{3}[DWMY]")
 _IN_ENHANCED = {  # classic integer strings that multi-frame objects hold as binary numbers
     "ExposureTime": "ExposureTimeInms",
@@ -54,7 +56,7 @@ class Attributes:
 
 def _element(place: Dataset, name: Any) -> DataElement | None:
     """An element that has values, of the kind that the dictionary asks for: KVP "120 kV" is as good as absent."""
-    from pydicom.datadict import dictionary_VR
+    from pydicom.datadict import dictionary_VM, dictionary_VR
     from pydicom.errors import BytesLengthException
 
     if name not in place:
@@ -64,12 +66,13 @@ def _element(place: Dataset, name: Any) -> DataElement | None:
         if dictionary_VR(element.tag) != element.VR or element.is_empty:
             return None
         values = list(element.value) if element.VM > 1 or element.VR == "SQ" else [element.value]
-        if element.VR in ("DS", "IS", "FD") and not all(map(math.isfinite, values)):
+        is_one = len(values) == 1 or dictionary_VM(element.tag) != "1"
+        if element.VR in ("DS", "IS", "FD", "US") and not (is_one and all(map(math.isfinite, values))):
             return None
         if element.VR == "AS" and not all(map(_AGE.fullmatch, values)):
             return None
-    except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError, BytesLengthException):
-        return None  # what pydicom raises on bytes that are no such value, and on private tags
+    except (*_UNREADABLE, BytesLengthException):
+        return None
     return element
 
 

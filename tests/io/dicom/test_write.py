@@ -377,8 +377,14 @@ def test_what_is_not_known_to_be_harmless_does_not_pass(tmp_path):
 
 
 def test_an_attribute_that_cannot_be_read_is_left_out(tmp_path):
-    broken = {"KVP": ("DS", b"120 kV"), "PatientAge": ("AS", b"0Y"), "SpiralPitchFactor": ("FD", b"123"),
-              "SeriesNumber": ("UI", b"1.2"), "TableSpeed": ("FD", b"\0\0\0\0\0\0\xf8\x7f")}  # fmt: skip
+    broken = {
+        "KVP": ("DS", b"120 kV"),
+        "PatientAge": ("AS", b"0Y"),
+        "SpiralPitchFactor": ("FD", b"123"),
+        "SeriesNumber": ("UI", b"1.2"),
+        "GeneratorPower": ("IS", b"1\\2 "),
+        "TableSpeed": ("FD", b"\0\0\0\0\0\0\xf8\x7f"),  # not a number
+    }
     headers = [header_at(k) for k in range(3)]
     for header in headers:
         for keyword, (kind, value) in broken.items():
@@ -387,7 +393,7 @@ def test_an_attribute_that_cannot_be_read_is_left_out(tmp_path):
     made(tmp_path / "out", stack_of([slice_of(h, "x") for h in headers]))
     found = read_back(tmp_path / "out")[0]
     assert (found.KVP, found.SeriesNumber) == (None, 1000)
-    assert not any(k in found for k in ("PatientAge", "SpiralPitchFactor", "TableSpeed"))
+    assert not any(k in found for k in ("PatientAge", "SpiralPitchFactor", "TableSpeed", "GeneratorPower"))
 
 
 def test_a_source_without_uids_gets_a_study_and_a_frame_of_its_own(tmp_path):
