@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ctsr import __version__
-from ctsr.cli import convert, evaluate, signals, simulate, train_baseline, upsample
+from ctsr.cli import convert, download_weights, evaluate, signals, simulate, train_baseline, upsample
 from ctsr.cli.console import Console, silence_stdout
 from ctsr.errors import CtsrError, ResourceError, UsageError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, upsample, evaluate, simulate, train_baseline):
+for command in (convert, upsample, evaluate, simulate, train_baseline, download_weights):
     command.register(app)
 
 _CLICK_ERROR = typer.BadParameter.__mro__[

@@ -28,6 +28,7 @@ __all__ = [
     "check_output",
     "input_error",
     "output_error",
+    "sweep",
     "write_bytes",
     "write_text",
 ]
@@ -149,7 +150,7 @@ def atomic_write(
     folder = os.path.dirname(target)
     if not overwrite and os.path.lexists(target):
         raise output_error(FileExistsError(errno.EEXIST, ""), path)
-    _sweep(folder)
+    sweep(folder)
     temporary = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
     with _as_output_error(path):
         # the kernel takes the umask off this mode: no need to read it, which can't be done without a race
@@ -181,7 +182,7 @@ def atomic_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], b
     target = os.path.realpath(path)
     parent = os.path.dirname(target)
     check_folder(path, overwrite=overwrite, is_ours=is_ours)
-    _sweep(parent)
+    sweep(parent)
     temporary, aside = (
         os.path.join(parent, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part") for _ in range(2)
     )
@@ -246,7 +247,7 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _sweep(folder: str) -> None:
+def sweep(folder: PathLike) -> None:
     """Remove what killed processes left behind: a dead pid, and no write for an hour."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctsr.errors import WeightsError
 from ctsr.io.atomic import input_error
+from ctsr.weights import hub
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ctsr.models.zoo import ModelFile
 
-__all__ = ["SHIPPED", "load_model", "locate"]
+__all__ = ["PUBLISHED", "SHIPPED", "Published", "load_model", "locate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Weights on the Hub that have a name here. sha256: empty where it is not pinned; size_mb: for the eye."""
+
+    kind: str
+    reference: hub.Reference
+    licence: str
+    size_mb: int
+    sha256: str = ""
+
 
 SHIPPED = {"baseline": "baseline.safetensors"}
+PUBLISHED = {
+    "mri-autoencoder": Published(
+        kind="2D autoencoder of MR images, to begin a training from",
+        reference=hub.Reference(
+            "microsoft/mri-autoencoder-v0.1", "main", "diffusion_pytorch_model.safetensors"
+        ),
+        licence="MIT",
+        size_mb=221,
+    )
+}
 
 
 def locate(name: str | os.PathLike[str]) -> Path:
-    """The file that a name of shipped weights, or a path, stands for."""
-    if os.fspath(name) in SHIPPED:
-        return Path(str(files("ctsr.weights") / SHIPPED[os.fspath(name)]))
+    """The file that a name, a path, or `hf://org/repo@revision/file.safetensors` stands for.
+
+    The last is downloaded where the cache does not hold it. A name is not: without its file, WeightsError.
+    """
+    text = os.fspath(name)
+    if text in SHIPPED:
+        return Path(str(files("ctsr.weights") / SHIPPED[text]))
+    if text.startswith("hf://"):
+        return hub.resolve(text)
+    if (entry := PUBLISHED.get(text)) is not None:
+        hub.read(entry.reference, hub.cache_folder(), sha256=entry.sha256)
+        return entry.reference.under(hub.cache_folder())
     return Path(name)
 
 

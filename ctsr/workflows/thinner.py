@@ -130,12 +130,13 @@ class Thinner:
 
         name = self.options.checkpoint or self.options.model
         network, file = load_model(name, kind="baseline")
+        given = name if name.startswith("hf://") else Path(name).name  # no folder: it may name a patient
         device = choose_device(self.options.device)
         dtype, reason = choose_dtype(self.options.dtype, device)
         chunk = None if self.options.patch is None else self.options.patch[0]
         self._engine = Engine(network, device, dtype, chunk)  # type: ignore[arg-type]
         self._weights = {
-            "weights": Path(name).name if self.options.checkpoint else f"{name} (shipped)",
+            "weights": given if self.options.checkpoint else f"{name} (shipped)",
             "weights_sha256": file.sha256,
             "device": str(device),
             "dtype": reason.split(":")[0].split(" ")[0],
