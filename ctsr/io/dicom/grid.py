@@ -125,7 +125,7 @@ def fit_grid(slices: Sequence[Slice]) -> Grid:
         k = int(jumps.argmax())
         raise GeometryError(f"in-plane position jumps by {jumps[k]:.2f} mm at index {k + 1}")
 
-    if parts[0] @ step:
+    if abs(row @ step) * (n - 1) > limit:
         warnings.append(f"slices drift sideways, by {abs(step @ row) * (n - 1):.2f} mm over the stack")
     thickness = slices[0].thickness
     if thickness and spacing > 1.01 * thickness:
