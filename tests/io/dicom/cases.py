@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ def right(*blocks: Block, **options: object) -> Case:
     return Case("right", "", blocks or (block(),), **options)  # type: ignore[arg-type]
 
 
-def tilted(*blocks: Block, **options: object) -> Case:
+def tilted(*blocks: Block, extra: float = 0.0, **options: object) -> Case:
     """As `right`, with one resampling in the plane."""
-    return right(*blocks, tolerance=RESAMPLED, **options)
+    return right(*blocks, tolerance=RESAMPLED + extra, **options)
 
 
 def refused(words: str, *blocks: Block, **options: object) -> Case:
@@ -96,6 +97,10 @@ def shorter(data: Dataset, k: int) -> None:
     data.PixelData = data.PixelData[: len(data.PixelData) // 2]
 
 
+def longer(data: Dataset, k: int) -> None:
+    data.PixelData = data.PixelData + bytes(64)
+
+
 def rounded(digits: int) -> Edit:
     return lambda data, k: setattr(
         data, "ImagePositionPatient", [f"{float(x):.{digits}f}" for x in data.ImagePositionPatient]
@@ -117,7 +122,17 @@ def with_nul(folder: Path) -> None:
         path.write_bytes(raw)
 
 
+def with_commas(folder: Path) -> None:
+    """Positions as a German program would write them."""
+    for path in folder.iterdir():
+        raw = path.read_bytes()
+        tag = raw.index(b"\x20\x00\x32\x00DS")
+        stop = tag + 8 + raw[tag + 6]
+        path.write_bytes(raw[:tag] + raw[tag:stop].replace(b".", b",") + raw[stop:])
+
+
 HFS = planes()
+LONG = planes(20)
 FEET = {"row": (-1, 0, 0), "column": (0, 1, 0)}
 CORONAL = {"row": (1, 0, 0), "column": (0, 0, -1)}
 SAGITTAL = {"row": (0, 1, 0), "column": (0, 0, -1)}
@@ -191,6 +206,9 @@ CASES: dict[str, Case] = {
     "gantry tilt sideways": tilted(block(planes(sideways=10))),
     "gantry tilt, oblique": tilted(block(planes(tilt=-8, **turned(5, -12, 3)))),
     "the tag says tilt, the positions do not": right(block(None, put(GantryDetectorTilt="15"))),
+    "gantry tilt, positions rounded to 0.1 mm": tilted(
+        block(planes(40, 1.25, tilt=10, shape=(24, 20)), rounded(1)), extra=1.2
+    ),
     "gantry tilt with a missing slice": refused("missing", block(less(5, tilt=15))),
     "lean of 50 degrees": refused("tilt", block(planes(tilt=50))),
     # stored values
@@ -205,6 +223,9 @@ CASES: dict[str, Case] = {
     "12 bits, signed, no sign extension": right(block(bits=12, intercept=0)),
     "an overlay in the bits above 12, unsigned": right(block(bits=12, signed=False, above=0b0101)),
     "an overlay in the bits above 12, signed": right(block(bits=12, intercept=0, above=0b1010)),
+    "intercept -8192, unsigned": right(block(intercept=-8192, signed=False)),
+    "metal of 20000 HU": right(block(planes(offset=20000))),
+    "HighBit of 14 with 16 bits stored": refused("HighBit", block(None, put(HighBit=14))),
     "MONOCHROME1": right(block(None, put(PhotometricInterpretation="MONOCHROME1"))),
     "padding of -2000, declared signed": right(
         block(None, put(PixelPaddingValue=("SS", -2000)), padding=-2000)
@@ -219,6 +240,7 @@ CASES: dict[str, Case] = {
     "padding within a declared range": right(
         block(None, put(PixelPaddingValue=("SS", -2010), PixelPaddingRangeLimit=("SS", -1990)), padding=-1995)
     ),
+    "padding of -8192 HU, not declared": right(block(intercept=-8192, signed=False, padding=0)),
     "padding stored as 0, unsigned": right(block(signed=False, padding=0)),
     "padding, intercept differs from slice to slice": right(
         block(None, put(PixelPaddingValue=("SS", -2000)), padding=-2000, intercept=(-1024.0, -1000.0))
@@ -283,6 +305,9 @@ CASES: dict[str, Case] = {
     "positions rounded to 0.01 mm": right(
         block(planes(step=0.6250, n=40), rounded(2)), tolerance=ROUNDING + 0.05
     ),
+    "oblique, positions rounded to 0.1 mm": right(
+        block(planes(40, 1.25, shape=(24, 20), **turned(0, 20, 0)), rounded(1)), tolerance=ROUNDING + 1.2
+    ),
     "the table moved by 6 mm in the plane": refused(
         "in-plane", block(planes(jump=lambda k: (0, 6 * (k > 5), 0)))
     ),
@@ -294,6 +319,16 @@ CASES: dict[str, Case] = {
     "two kernels": right(*also(block(later(25), put(ConvolutionKernel="BONE")))),
     "two phases by AcquisitionNumber": right(block(None, phase(1)), block(later(), phase(2))),
     "two phases by AcquisitionTime": right(*also(block(later(), put(AcquisitionTime="101530")))),
+    "two phases by TemporalPositionIdentifier": right(
+        block(None, put(TemporalPositionIdentifier=1)), block(later(), put(TemporalPositionIdentifier=2))
+    ),
+    "two phases, one without an inner slice": refused(
+        "position", block(None, phase(1)), block(less(5, offset=100), phase(2))
+    ),
+    "two acquisitions that overlap": right(
+        block(LONG[:12], phase(1)), block([replace(p, offset=50) for p in LONG[9:]], phase(2))
+    ),
+    "two frames of reference": right(block(HFS[:6]), block(HFS[6:], put(FrameOfReferenceUID="1.2.3"))),
     "four images at one position": refused(
         "position", *(block(later(20 * k)[:1], phase(k)) for k in (1, 2, 3, 4))
     ),
@@ -327,6 +362,13 @@ CASES: dict[str, Case] = {
     "no ImagePositionPatient in an inner slice": refused(
         "missing", block(None, only(5, without("ImagePositionPatient")))
     ),
+    "positions with a decimal comma": refused("ImagePositionPatient", spoil=with_commas),
+    "directions that differ in the sixth digit": right(
+        block(None, put(ImageOrientationPatient=lambda k: short([1, 2e-6 * k, 0, 0, 1, 0])))
+    ),
+    "directions of zeros": refused("", block(None, put(ImageOrientationPatient=[0, 0, 0, 0, 0, 0]))),
+    "PixelSpacing of zero": refused("PixelSpacing", block(None, put(PixelSpacing=[0, 0.75]))),
+    "no ImageType": right(block(None, without("ImageType"))),
     "no PixelSpacing": refused("PixelSpacing", block(None, without("PixelSpacing"))),
     "directions that are not square": refused(
         "", block(None, put(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0]))
@@ -334,6 +376,7 @@ CASES: dict[str, Case] = {
     # pixels that are not all there
     "pixel data of one slice cut short": refused("cut short", block(None, only(6, shorter))),
     "the last file cut short": refused("cut short", spoil=cut),
+    "pixel data longer than the image": right(block(None, longer)),
     "no PixelData": refused("PixelData", block(None, without("PixelData"))),
     # things beside the volume
     "a localizer in the series": right(
@@ -403,6 +446,15 @@ CASES: dict[str, Case] = {
     "enhanced, two phases": right(
         block([*HFS, *later()], frames=True, phases=2),
     ),
+    "enhanced, two directions": right(
+        block([*HFS, *planes(offset=10, **CORONAL)], frames=True, shared=("PixelMeasuresSequence",))
+    ),
+    "enhanced, RLE": right(block(SHUFFLED, frames=True, syntax=RLELossless)),
+    "enhanced, JPEG lossless": right(block(SHUFFLED, frames=True, syntax=JPEGLosslessSV1)),
+    "enhanced, JPEG 2000 lossless": right(block(frames=True, syntax=JPEG2000Lossless)),
+    "enhanced, big endian": right(block(frames=True, syntax=ExplicitVRBigEndian)),
+    "enhanced, deflated": right(block(frames=True, syntax=DeflatedExplicitVRLittleEndian)),
+    "enhanced, cut short": refused("cut short", block(None, shorter, frames=True)),
     "enhanced, perfusion map": skipped(
         "not HU",
         block(

@@ -360,7 +360,7 @@ def save(data: Dataset, path: Path, syntax: str | None) -> None:
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data.compress(RLELossless, encoding_plugin="pydicom")
     elif syntax in (JPEG2000Lossless, JPEGLosslessSV1):
-        data.PixelData = encapsulate([compressed(data, "JPEG" if syntax == JPEGLosslessSV1 else "JPEG2000")])
+        data.PixelData = encapsulate(compressed(data, "JPEG" if syntax == JPEGLosslessSV1 else "JPEG2000"))
         data["PixelData"].VR = "OB"
         data["PixelData"].is_undefined_length = True
     data.file_meta = FileMetaDataset()
@@ -368,21 +368,23 @@ def save(data: Dataset, path: Path, syntax: str | None) -> None:
     dcmwrite(path, data, enforce_file_format=True)
 
 
-def compressed(data: Dataset, compressor: str) -> bytes:
-    """The codestream of one image, made by SimpleITK (GDCM)."""
+def compressed(data: Dataset, compressor: str) -> list[bytes]:
+    """The codestream of each frame, made by SimpleITK (GDCM)."""
     import SimpleITK as sitk
     from pydicom import dcmread
 
     pixels = np.frombuffer(data.PixelData, np.int16 if data.PixelRepresentation else np.uint16)
+    streams = []
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/image.dcm"
         writer = sitk.ImageFileWriter()
         writer.SetImageIO("GDCMImageIO")
         writer.SetUseCompression(True)
         writer.SetCompressor(compressor)
-        writer.SetFileName(path)
-        writer.Execute(sitk.GetImageFromArray(pixels.reshape(1, data.Rows, data.Columns)))
-        return next(generate_frames(dcmread(path).PixelData, number_of_frames=1))
+        writer.SetFileName(f"{folder}/image.dcm")
+        for frame in pixels.reshape(-1, 1, data.Rows, data.Columns):
+            writer.Execute(sitk.GetImageFromArray(frame))
+            streams += generate_frames(dcmread(f"{folder}/image.dcm").PixelData, number_of_frames=1)
+    return streams
 
 
 @dataclass(frozen=True)
@@ -489,6 +491,8 @@ def fault(
     data: np.ndarray, affine: np.ndarray, part: list[Plane], tolerance: float, nothing: float | None
 ) -> tuple[float, str]:
     """Share of voxels that differ from the part at their own position, and the complaint ("" for none)."""
+    if data.ndim != 3 or abs(np.linalg.det(affine)) < 1e-6:
+        return 1.0, f"{data.ndim} axes, voxels of {abs(np.linalg.det(affine)):g} mm³"
     part = sorted(part, key=lambda plane: plane.position @ plane.normal)
     first = part[0]
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -496,8 +500,6 @@ def fault(
         [plane.positions()[:: plane.shape[0] - 1, :: plane.shape[1] - 1].reshape(-1, 3) for plane in part]
     )
     index = (np.c_[corners, np.ones(len(corners))] @ np.linalg.inv(lps).T)[:, :3]
-    if data.ndim != 3:
-        return 1.0, f"{data.ndim} axes"
     if (index < -0.51).any() or (index > np.array(data.shape) - 0.49).any():
         return 1.0, f"the volume of {data.shape} voxels does not reach over the images"
     ijk = np.indices(data.shape).reshape(3, -1)
@@ -509,11 +511,12 @@ def fault(
     j = (world - origin) @ first.column / first.spacing[0]
     rows, columns = first.shape
     drift = np.linalg.norm((part[-1].position - first.position) - (t[-1] - t[0]) * first.normal)
-    slack = 0.02 if drift > 0.05 else 0.2  # pixels; positions rounded to 0.1 mm move the whole frame
     margin = np.minimum.reduce([i, columns - 1 - i, j, rows - 1 - j, where - t[0] + 0.1, t[-1] - where + 0.1])
-    seen, unseen = margin >= -slack, margin < -slack
-    if drift > 0.05:
-        seen = margin >= -0.001  # between the two rounding decides whether a sample lies in the frame
+    if drift <= 0.05:
+        seen, unseen = margin >= -0.2, margin < -0.2  # pixels; rounded positions move the frame as a whole
+    else:  # resampled: rounding decides whether a sample at the edge lies in its frame
+        edge = 0.15 if tolerance > RESAMPLED else 0.0
+        seen, unseen = margin >= edge - 0.001, margin < -edge - 0.02
     if first.padded:
         beyond = first.off_axis(i, j) - RADIUS
         band = 1.5 * max(first.spacing) if drift > 0.05 else 0.0  # resampled: which neighbours count is open

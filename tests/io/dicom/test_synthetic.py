@@ -112,3 +112,9 @@ def test_split_makes_two_right_volumes_where_the_spacing_changes_once(tmp_path: 
     n = min(volumes, key=lambda v: v.affine[2, 3]).shape[2]
     assert judge([(v.data, v.affine) for v in volumes], [whole[:n], whole[n:]]) == ""
     assert n in (6, 7)  # the slice at the change belongs to either
+
+
+def test_only_a_stack_that_leans_sideways_is_said_to(tmp_path: Path) -> None:
+    for name, is_sideways in (("gantry tilt, oblique", False), ("gantry tilt sideways", True)):
+        (stack,) = scan(write_case(CASES[name], tmp_path / name)).stacks
+        assert any("sideways" in warning for warning in read_stack(stack).warnings) == is_sideways
