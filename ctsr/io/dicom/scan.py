@@ -297,15 +297,13 @@ def _volumes(group: Sequence[Image], *, split: bool) -> tuple[list[_Volume], lis
     distinct = _without(images, copies)
     if len(distinct) == len(places):
         return _regular(distinct, split=split), copies
-    for candidates, left_out in (
-        (distinct, copies),
-        (images, []),
-    ):  # two phases may agree in some of their images
+    attempts = [(distinct, copies), (images, [])]  # the second: two phases may agree in some of their images
+    for candidates, left_out in attempts:
         for name, tag in _PHASES.items():
             if phases := _phases(candidates, tag):
                 note = f"{len(phases)} phases in one series, split by {name}"
                 return [(phase, (note,)) for phase in phases], left_out
-    n_crowded = len(_places(images, normal)) - sum(len(place) == 1 for place in _places(distinct, normal))
+    n_crowded = sum(len(place) > 1 for place in _places(distinct, normal))
     raise GeometryError(f"{n_crowded} of {len(places)} positions hold more than one image")
 
 

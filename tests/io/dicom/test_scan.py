@@ -328,6 +328,15 @@ def test_a_frame_that_lacks_its_position_leaves_no_hole(tmp_path: Path) -> None:
     assert [(r.n_files, r.reason) for r in found.refused] == [(1, "no ImagePositionPatient")]
 
 
+def test_a_file_whose_frames_part_is_counted_once(tmp_path: Path) -> None:
+    def gap(k: int) -> tuple[float, float, float]:
+        return 0, 9.0 * (k == 2), 9.0 * (k == 2)
+
+    stacks = [*planes(4, jump=gap, **SMALL), *planes(4, jump=gap, **CORONAL)]
+    found = scanned(tmp_path, block(stacks, frames=True, shared=()))
+    assert [r.n_files for r in found.refused] == [1, 0]
+
+
 # the real sets
 
 REAL = {  # folder: slices of each stack, files skipped, reasons of refusal
