@@ -13,6 +13,10 @@ from ctsr.errors import UsageError
 __all__ = ["register"]
 
 PANEL = "With --thin"
+REF = (
+    "Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of ctsr simulate (it names the "
+    "truth and the thick file of each case; PRED is then the folder of results, found by the thick file's name)."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,120 +26,92 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     pred: Annotated[
-        Path | None, typer.Argument(metavar="PRED", help="Thin CT to judge: a NIfTI file, or a folder.")
-    ] = None,
-    ref: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="REF",
-            help="Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of "
-            "ctsr simulate (it names the truth and the thick file of each case; PRED is then the folder of "
-            "results, found by the thick file's name).",
-        ),
+        typer.Argument(metavar="PRED", help="Thin CT to judge: a NIfTI file, a DICOM series, or a folder."),
     ] = None,
+    ref: Annotated[Path | None, typer.Argument(metavar="REF", help=REF)] = None,
     thick: Annotated[
         Path | None,
-        typer.Option(
+        o.option(
             "--thick", help="What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", help="Methods shown on the same voxels (default nearest,linear,cubic)."),
+        o.option("--against", help="Methods shown on the same voxels (default nearest,linear,cubic)."),
     ] = None,
     mask: Annotated[
-        str, typer.Option("--mask", help="Where to measure: body, lung, none (all voxels), or a mask file.")
+        str, o.option("--mask", help="Where to measure: body, lung, none (all voxels), or a mask file.")
     ] = "body",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Everything, as .csv or .json.")
+        Path | None, o.option("--out", metavar="FILE", help="Everything, as .csv or .json.")
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", metavar="PNG", help="Picture of truth, thick, cubic, result, error."),
+        o.option("--figure", metavar="PNG", help="Picture of truth, thick, cubic, result, error."),
     ] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option("--require", metavar="COND", help='Such as "psnr>=35", repeatable; exit 9 if not met.'),
+        o.option("--require", metavar="COND", help='Such as "psnr>=35", repeatable; exit 9 if not met.'),
     ] = None,
     thickness: Annotated[
         float | None,
-        typer.Option(
-            "--thickness",
-            callback=o.finite,
-            metavar="MM",
-            help="Slice thickness of THICK; default: its sidecar's, else the spacing.",
-        ),
+        o.length("--thickness", help="Slice thickness of THICK; default: its sidecar's, else the spacing."),
     ] = None,
-    profile: Annotated[
-        str,
-        typer.Option("--profile", help="Slice profile: gaussian, box, triangle, or a file of (mm, weight)."),
-    ] = "gaussian",
+    profile: Annotated[str, o.option("--profile", help=o.PROFILE)] = "gaussian",
     thin: Annotated[
         Path | None,
-        typer.Option(
+        o.option(
             "--thin",
             metavar="SRC",
-            rich_help_panel=PANEL,
+            panel=PANEL,
             help="Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.",
         ),
     ] = None,
     factor: Annotated[
-        str | None, typer.Option("--factor", rich_help_panel=PANEL, help="Such as 2,3,4 (default 2).")
+        str | None, o.option("--factor", panel=PANEL, help="Such as 2,3,4 (default 2).")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        o.option(
             "--model",
-            rich_help_panel=PANEL,
-            help="Such as baseline,inverse (default baseline). cubic is always added; --require is about the "
-            "first.",
+            panel=PANEL,
+            help="Such as baseline,inverse (default baseline). cubic is always added; --require is about the first.",
         ),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(
-            "--checkpoint",
-            metavar="FILE",
-            rich_help_panel=PANEL,
-            help="Your own weights; default: the shipped ones.",
+        o.option(
+            "--checkpoint", metavar="FILE", panel=PANEL, help="Your own weights; default: the shipped ones."
         ),
     ] = None,
     ratio: Annotated[
         float | None,
-        typer.Option(
+        o.number(
             "--ratio",
-            callback=o.finite,
             metavar="T/S",
-            rich_help_panel=PANEL,
+            panel=PANEL,
             help="Slice thickness / spacing of the simulated slices (default 1).",
         ),
     ] = None,
     told_ratio: Annotated[
         float | None,
-        typer.Option(
+        o.number(
             "--told-ratio",
-            callback=o.finite,
             metavar="T/S",
-            rich_help_panel=PANEL,
+            panel=PANEL,
             help="The ratio that the methods are told; default: the true one.",
         ),
     ] = None,
     told_profile: Annotated[
         str | None,
-        typer.Option(
-            "--told-profile",
-            rich_help_panel=PANEL,
-            help="The profile that they are told; default: the true one.",
+        o.option(
+            "--told-profile", panel=PANEL, help="The profile that they are told; default: the true one."
         ),
     ] = None,
     overwrite: o.Overwrite = False,
     device: o.Device = "auto",
-    axis: Annotated[
-        int | None,
-        typer.Option(
-            "--axis", min=0, max=2, help="Array axis that the slices lie along.", rich_help_panel=o.ADVANCED
-        ),
-    ] = None,
+    axis: o.Axis = None,
     threads: o.Threads = None,
     config: o.Config = None,
     quiet: o.Quiet = False,

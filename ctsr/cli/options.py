@@ -16,8 +16,9 @@ from ctsr.cli.console import Console
 from ctsr.errors import UsageError
 
 __all__ = [
-    "Config", "Debug", "Device", "Json", "Overwrite", "Project", "Quiet", "Seed", "Shard", "SkipExisting", "Threads",
-    "Verbose", "Workers", "console_of", "finite", "n_cpus", "use_threads",
+    "Axis", "Config", "Debug", "Device", "DryRun", "Form", "HuOffset", "Json", "Overwrite", "Project", "Quiet", "Seed",
+    "Shard", "SkipExisting", "Threads", "Verbose", "Workers", "console_of", "finite", "length", "n_cpus", "number",
+    "option", "use_threads",
 ]  # fmt: skip
 
 ADVANCED = "Advanced"
@@ -58,46 +59,55 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say what was chosen and why.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=ADVANCED)
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=ADVANCED)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Seed = Annotated[
-    int,
-    typer.Option("--seed", min=0, max=2**63 - 1, help="Same seed, same result.", rich_help_panel=ADVANCED),
-]
+def option(*names: str, advanced: bool = False, panel: str | None = None, **how: Any) -> Any:
+    """A Typer option; advanced ones stand under a heading of their own in --help."""
+    return typer.Option(*names, rich_help_panel=ADVANCED if advanced else panel, **how)
+
+
+def number(*names: str, **how: Any) -> Any:
+    """An option for a finite number."""
+    return option(*names, callback=finite, **how)
+
+
+def length(*names: str, **how: Any) -> Any:
+    """An option for a length in mm."""
+    return number(*names, metavar="MM", **how)
+
+
+Quiet = Annotated[bool, option("-q", "--quiet", help="Say nothing but results and errors.")]
+Verbose = Annotated[bool, option("-v", "--verbose", help="Say what was chosen and why.")]
+Debug = Annotated[bool, option("--debug", advanced=True, help="Show a traceback with an error.")]
+Json = Annotated[bool, option("--json", advanced=True, help="One JSON document on stdout.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace outputs that exist.")]
+Device = Annotated[str, option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int, option("--seed", advanced=True, min=0, max=2**63 - 1, help="Same seed, same result.")]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        "--threads", min=1, help="CPU threads; default: what this process may use.", rich_help_panel=ADVANCED
-    ),
+    option("--threads", advanced=True, min=1, help="CPU threads; default: what this process may use."),
 ]
-Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that prepare data.", rich_help_panel=ADVANCED)
-]
-Project = Annotated[Path | None, typer.Option("--project", help="Folder with data/ and checkpoints/.")]
+Workers = Annotated[int, option("--workers", advanced=True, min=0, help="Processes that prepare data.")]
+Project = Annotated[Path | None, option("--project", help="Folder with data/ and checkpoints/.")]
 SkipExisting = Annotated[
-    bool, typer.Option("--skip-existing", help="Leave outputs alone that are there and agree.")
+    bool, option("--skip-existing", help="Leave outputs alone that are there and agree.")
 ]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="Do every N-th case: 1/4 … 4/4, or env for what Slurm, Kubernetes or torchrun sets.",
-    ),
-]
+SHARD = "Do every N-th case: 1/4 … 4/4, or env for what Slurm, Kubernetes or torchrun sets."
+Shard = Annotated[str | None, option("--shard", metavar="I/N", help=SHARD)]
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", callback=_read_config, is_eager=True, help="A TOML file with options; the command line wins.",
-        rich_help_panel=ADVANCED,
+    option(
+        "--config", advanced=True, callback=_read_config, is_eager=True,
+        help="A TOML file with options; the command line wins.",
     ),
 ]  # fmt: skip
+Axis = Annotated[
+    int | None, option("--axis", advanced=True, min=0, max=2, help="Array axis that the slices lie along.")
+]
+Form = Annotated[str | None, option("--form", advanced=True, help="sform or qform, where they disagree.")]
+HuOffset = Annotated[
+    float, number("--hu-offset", advanced=True, metavar="HU", help="Added to every voxel that is read.")
+]
+PROFILE = "Slice profile: gaussian, box, triangle, or a file of (mm, weight)."
+DryRun = Annotated[bool, option("--dry-run", help="Say what would be done, and with how much memory.")]
 
 
 def console_of(quiet: bool, verbose: bool, as_json: bool) -> Console:

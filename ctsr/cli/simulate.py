@@ -12,6 +12,11 @@ from ctsr.errors import UsageError
 
 __all__ = ["register"]
 
+PHANTOMS = (
+    "Make N synthetic thin scans instead, in OUT/data, with the lists that training reads. The one argument is then "
+    "OUT, a project folder; default: the current one."
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -20,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     source: Annotated[
-        Path | None, typer.Argument(metavar="[SRC]", help="Thin CT: a NIfTI file, or a folder of them.")
+        Path | None,
+        typer.Argument(metavar="[SRC]", help="Thin CT: a NIfTI file, a DICOM series, or a folder of either."),
     ] = None,
     target: Annotated[
         Path | None,
@@ -28,73 +34,33 @@ def simulate(
     ] = None,
     thickness: Annotated[
         float | None,
-        typer.Option(
+        o.length(
             "--thickness",
-            callback=o.finite,
-            metavar="MM",
             help="Slice thickness of the result; default: its spacing. Alone, it is the spacing too.",
         ),
     ] = None,
     spacing: Annotated[
         float | None,
-        typer.Option(
+        o.length(
             "--spacing",
-            callback=o.finite,
-            metavar="MM",
             help="Slice spacing of the result: below the thickness slices overlap, above it there are gaps.",
         ),
     ] = None,
     factor: Annotated[
         float | None,
-        typer.Option(
-            "--factor",
-            callback=o.finite,
-            help="Instead of --spacing: how many times the input's (default 2).",
-        ),
+        o.number("--factor", help="Instead of --spacing: how many times the input's (default 2)."),
     ] = None,
     profile: Annotated[
-        str,
-        typer.Option(
-            "--profile",
-            help="Slice profile: gaussian, box, triangle, or a file of (mm, weight), thin to thick.",
-        ),
+        str, o.option("--profile", help=o.PROFILE + " The file's is from thin to thick.")
     ] = "gaussian",
     noise: Annotated[
-        float,
-        typer.Option(
-            "--noise", callback=o.finite, metavar="HU", help="Standard deviation added to the thick slices."
-        ),
+        float, o.number("--noise", metavar="HU", help="Standard deviation added to the thick slices.")
     ] = 0.0,
-    phantoms: Annotated[
-        int | None,
-        typer.Option(
-            "--phantoms",
-            metavar="N",
-            help="Make N synthetic thin scans instead, in OUT/data, with the lists that training reads. The"
-            " one argument is then OUT, a project folder; default: the current one.",
-        ),
-    ] = None,
+    phantoms: Annotated[int | None, o.option("--phantoms", metavar="N", help=PHANTOMS)] = None,
     overwrite: o.Overwrite = False,
-    axis: Annotated[
-        int | None,
-        typer.Option(
-            "--axis", min=0, max=2, help="Array axis that the slices lie along.", rich_help_panel=o.ADVANCED
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--form", help="sform or qform, where they disagree.", rich_help_panel=o.ADVANCED),
-    ] = None,
-    hu_offset: Annotated[
-        float,
-        typer.Option(
-            "--hu-offset",
-            callback=o.finite,
-            metavar="HU",
-            help="Added to every voxel that is read.",
-            rich_help_panel=o.ADVANCED,
-        ),
-    ] = 0.0,
+    axis: o.Axis = None,
+    form: o.Form = None,
+    hu_offset: o.HuOffset = 0.0,
     project: o.Project = None,
     seed: o.Seed = 0,
     config: o.Config = None,

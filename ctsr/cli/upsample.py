@@ -29,42 +29,31 @@ def upsample(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder (of DICOM for a series)."
+            metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder (DICOM of a series)."
         ),
     ],
     factor: Annotated[
         float | None,
-        typer.Option(
-            "--factor", callback=o.finite, help="How many times as many slices, above 1 to 20 (default 2)."
-        ),
+        o.number("--factor", help="How many times as many slices, above 1 to 20 (default 2)."),
     ] = None,
     spacing: Annotated[
-        float | None,
-        typer.Option(
-            "--spacing",
-            callback=o.finite,
-            metavar="MM",
-            help="Instead of --factor: slice spacing of the result.",
-        ),
+        float | None, o.length("--spacing", help="Instead of --factor: slice spacing of the result.")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="baseline, inverse, cubic, linear or nearest.")
+        str, o.option("--model", help="baseline, inverse, cubic, linear or nearest.")
     ] = "baseline",
     thickness: Annotated[
         float | None,
-        typer.Option(
-            "--thickness",
-            callback=o.finite,
-            metavar="MM",
-            help="Slice thickness of the input; default: its sidecar's, else the spacing.",
+        o.length(
+            "--thickness", help="Slice thickness of the input; default: its sidecar's, else the spacing."
         ),
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option("--preview", metavar="PNG", help="Picture of before and after.")
+        Path | None, o.option("--preview", metavar="PNG", help="Picture of before and after.")
     ] = None,
     save_added: Annotated[
         Path | None,
-        typer.Option(
+        o.option(
             "--save-added",
             metavar="FILE",
             help="What the network added that the measurement does not determine, HU.",
@@ -72,102 +61,62 @@ def upsample(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Your own weights; default: the shipped ones."),
+        o.option("--checkpoint", metavar="FILE", help="Your own weights; default: the shipped ones."),
     ] = None,
     project: Annotated[
-        Path | None, typer.Option("--project", help="Take the weights trained in this project folder.")
+        Path | None, o.option("--project", help="Take the weights trained in this project folder.")
     ] = None,
     overwrite: o.Overwrite = False,
     skip_existing: o.SkipExisting = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and with how much memory.")
-    ] = False,
+    dry_run: o.DryRun = False,
     max_memory: Annotated[
-        str | None, typer.Option("--max-memory", metavar="SIZE", help="Bytes to stay below, such as 2G.")
+        str | None, o.option("--max-memory", metavar="SIZE", help="Bytes to stay below, such as 2G.")
     ] = None,
     device: o.Device = "auto",
     out_thickness: Annotated[
         float | None,
-        typer.Option(
+        o.length(
             "--out-thickness",
-            callback=o.finite,
-            metavar="MM",
+            advanced=True,
             help="Slice thickness of the result; default: thickness / factor.",
-            rich_help_panel=o.ADVANCED,
         ),
     ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(
-            "--profile",
-            help="Slice profile: gaussian, box, triangle, or a file of (mm, weight).",
-            rich_help_panel=o.ADVANCED,
-        ),
-    ] = "gaussian",
-    consistency: Annotated[
-        str, typer.Option("--consistency", help="hard or off.", rich_help_panel=o.ADVANCED)
-    ] = "hard",
+    profile: Annotated[str, o.option("--profile", advanced=True, help=o.PROFILE)] = "gaussian",
+    consistency: Annotated[str, o.option("--consistency", advanced=True, help="hard or off.")] = "hard",
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict",
-            help="Refuse inputs outside what the weights were trained for.",
-            rich_help_panel=o.ADVANCED,
-        ),
+        o.option("--strict", advanced=True, help="Refuse inputs outside what the weights were trained for."),
     ] = False,
-    axis: Annotated[
-        int | None,
-        typer.Option(
-            "--axis", min=0, max=2, help="Array axis that the slices lie along.", rich_help_panel=o.ADVANCED
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--form", help="sform or qform, where they disagree.", rich_help_panel=o.ADVANCED),
-    ] = None,
-    hu_offset: Annotated[
-        float,
-        typer.Option(
-            "--hu-offset",
-            callback=o.finite,
-            metavar="HU",
-            help="Added to every voxel that is read.",
-            rich_help_panel=o.ADVANCED,
-        ),
-    ] = 0.0,
+    axis: o.Axis = None,
+    form: o.Form = None,
+    hu_offset: o.HuOffset = 0.0,
     patch_size: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(
+        o.option(
             "--patch-size",
+            advanced=True,
             metavar="D H W",
             help="Thick slices at once, and pixels of a window.",
-            rich_help_panel=o.ADVANCED,
         ),
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(
-            "--overlap",
-            min=0,
-            help="Pixels that windows share; default: enough to be exact.",
-            rich_help_panel=o.ADVANCED,
+        o.option(
+            "--overlap", advanced=True, min=0, help="Pixels that windows share; default: enough to be exact."
         ),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16.", rich_help_panel=o.ADVANCED)
-    ] = "auto",
+    dtype: Annotated[str, o.option("--dtype", advanced=True, help="auto, fp32, bf16 or fp16.")] = "auto",
     like: Annotated[
         Path | None,
-        typer.Option(
+        o.option(
             "--like",
+            advanced=True,
             metavar="SERIES",
             help="DICOM out for an image file: the series that lends patient, study and frame.",
-            rich_help_panel=o.ADVANCED,
         ),
     ] = None,
     random_uids: Annotated[
-        bool,
-        typer.Option("--random-uids", help="DICOM out: new UIDs at every run.", rich_help_panel=o.ADVANCED),
+        bool, o.option("--random-uids", advanced=True, help="DICOM out: new UIDs at every run.")
     ] = False,
     shard: o.Shard = None,
     threads: o.Threads = None,

@@ -35,10 +35,12 @@ def is_folder_of_scans(path: Path) -> bool:
 
 
 def find_series(path: Path) -> Scan:
-    """The series of a DICOM folder, archive or file; InputError where it holds no CT at all."""
+    """The series of a DICOM folder, archive or file; InputError where it holds no CT, UsageError where nothing."""
     from ctsr.io.dicom.scan import scan
 
     found = scan(path)
+    if found == Scan((), (), ()):
+        raise UsageError("holds no files", path=path)
     if not found.stacks and not found.refused:
         reasons = Counter(skipped.reason for skipped in found.skipped).most_common(3)
         told = ", ".join(f"{n} × {reason}" for reason, n in reasons)

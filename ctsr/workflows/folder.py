@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from ctsr.errors import (
     CtsrError,
     GeometryError,
-    InputError,
     NetworkError,
     ResourceError,
     SomeCasesFailed,
@@ -81,10 +80,8 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
     DICOM series. A single one goes where `target` says; an image file as target asks for exactly one.
     series_suffix: what the results of several series end in; "" where they are folders.
     Raises UsageError where `target` is a file or lies inside `source`, where two inputs would share an output, or
-    where there is nothing to do; InputError where there is no such input.
+    where there is nothing to do; InputError where a folder holds no scan.
     """
-    if not source.exists() and not source.is_symlink():
-        raise InputError("does not exist", path=source)
     names_file = target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir()
     if is_dicom(source):
         if names_file:

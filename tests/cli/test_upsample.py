@@ -141,7 +141,7 @@ REFUSED = [
     (("some", "out.nii.gz"), 2, "names a file"),
     (("some", "some/out"), 2, "inside the input folder"),
     (("some", "folder", "--preview", "p.png"), 2, "one file"),
-    (("folder", "out"), 2, "no .nii or .nii.gz"),
+    (("folder", "out"), 2, "holds no files"),
     # weights
     (("--checkpoint", "none.safetensors", *IN), 5, "none.safetensors: no such model file"),
     (("--checkpoint", "folder", *IN), 5, "a folder, not a model file"),

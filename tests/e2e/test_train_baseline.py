@@ -234,5 +234,5 @@ def test_help_shows_its_defaults(capsys):
     app(["train-baseline", "--help"], standalone_mode=False)
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     assert "20000 where neither" in words
-    for text in ("[default: 4]", "[default: auto]", "train_files.txt there", "checkpoints/baseline/"):
+    for text in ("[default: 4]", "[default: auto]", "train_files.txt of the data", "checkpoints/baseline/"):
         assert text in words

@@ -176,7 +176,7 @@ def test_folders_that_can_not_be_are_refused(tmp_path, cases):
         with pytest.raises(UsageError, match=words):
             find_cases(cases, target)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither NIfTI nor a CT series"):
+    with pytest.raises(UsageError, match="holds no files"):
         find_cases(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="one file"):
         thin(cases, tmp_path / "out", preview=tmp_path / "p.png")
