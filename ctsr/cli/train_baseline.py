@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ctsr.cli import options as o
 from ctsr.cli import training as t
 from ctsr.errors import UsageError
-
-if TYPE_CHECKING:
-    from ctsr.data.pairs import TrainVolume
 
 __all__ = ["register"]
 
@@ -42,15 +39,7 @@ def train_baseline(
     lr: t.LearningRate = 8e-4,
     warmup_steps: t.WarmupSteps = 300,
     validate_every: t.ValidateEvery = 500,
-    z_truth_max: Annotated[
-        float,
-        o.number(
-            "--z-truth-max",
-            advanced=True,
-            min=0.05,
-            help="Scans up to this slice spacing (mm) train along z.",
-        ),
-    ] = 1.5,
+    z_truth_max: t.ZTruthMax = 1.5,
     use_amp: t.UseAmp = False,
     gradient_checkpointing: t.GradientCheckpointing = False,
     log: t.Log = "none",
@@ -84,13 +73,12 @@ def train_baseline(
     from ctsr.workflows.train_baseline import TrainBaseline
     from ctsr.workflows.train_baseline import train_baseline as run
 
-    root = project or Path()
-    data = data_dir or root / "data"
+    places = t.places(
+        "baseline", project=project, data_dir=data_dir, train_split=train_split, val_split=val_split,
+        output_dir=output_dir,
+    )  # fmt: skip
     request = TrainBaseline(
-        data_dir=data,
-        train_split=train_split or data / "train_files.txt",
-        val_split=val_split or data / "val_files.txt",
-        output_dir=output_dir or root / "checkpoints" / "baseline",
+        **places,
         epochs=epochs,
         z_truth_max=z_truth_max,
         init=init,
@@ -121,19 +109,6 @@ def train_baseline(
 
 
 class _Told(t.Told):
-    def start(
-        self,
-        train: list[TrainVolume],
-        val: list[TrainVolume],
-        *,
-        max_steps: int,
-        spacing_shares: dict[int, float],
-    ) -> None:
-        self.begin(max_steps)
-        for name, volumes in (("train", train), ("val", val)):
-            for v in volumes:
-                use = "along z and in plane" if v.trains_along_z else "in plane"
-                use = use if name == "train" else "validates"
-                self.note(f"{name} {Path(v.name).name}: {len(v.hu)} slices of {v.spacing[0]:.3g} mm, {use}")
+    def shares(self, spacing_shares: dict[int, float]) -> None:
         shares = ", ".join(f"{mm}–{mm + 1} mm {share:.0%}" for mm, share in spacing_shares.items())
         self.note(f"input spacing of the pairs: {shares}")

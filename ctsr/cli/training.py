@@ -13,11 +13,13 @@ from ctsr.cli.console import Console, Ticker
 from ctsr.errors import UsageError
 
 if TYPE_CHECKING:
+    from ctsr.data.pairs import TrainVolume
     from ctsr.train.loop import Outcome
 
 __all__ = [
     "BatchSize", "DataDir", "Epochs", "GradientCheckpointing", "LearningRate", "Log", "MaxSteps", "Resume", "Told",
-    "TrainSplit", "UseAmp", "ValSplit", "ValidateEvery", "WarmupSteps", "check", "finish", "is_first", "output_dir",
+    "TrainSplit", "UseAmp", "ValSplit", "ValidateEvery", "WarmupSteps", "ZTruthMax", "check", "finish", "is_first",
+    "output_dir", "places",
 ]  # fmt: skip
 
 DataDir = Annotated[Path | None, o.option("--data-dir", help="Thin scans; default: data/ of the project.")]
@@ -46,6 +48,12 @@ WarmupSteps = Annotated[int, o.option("--warmup-steps", advanced=True, min=0, he
 ValidateEvery = Annotated[
     int, o.option("--validate-every", advanced=True, min=1, help="Steps between validations.")
 ]
+ZTruthMax = Annotated[
+    float,
+    o.number(
+        "--z-truth-max", advanced=True, min=0.05, help="Scans up to this slice spacing (mm) train along z."
+    ),
+]
 UseAmp = Annotated[bool, o.option("--use-amp", advanced=True, help="Mixed precision (bfloat16).")]
 GradientCheckpointing = Annotated[
     bool, o.option("--gradient-checkpointing", advanced=True, help="Less memory, more time.")
@@ -56,6 +64,26 @@ Log = Annotated[str, o.option("--log", advanced=True, help="tensorboard or none.
 def output_dir(kind: str) -> Any:
     """--output-dir of the training of this kind."""
     return o.option("--output-dir", help=f"Default: checkpoints/{kind}/ of the project.")
+
+
+def places(
+    kind: str,
+    *,
+    project: Path | None,
+    data_dir: Path | None,
+    train_split: Path | None,
+    val_split: Path | None,
+    output_dir: Path | None,
+) -> dict[str, Path]:
+    """Where a training of this kind finds its scans and leaves its files; what isn't given lies in the project."""
+    root = project or Path()
+    data = data_dir or root / "data"
+    return {
+        "data_dir": data,
+        "train_split": train_split or data / "train_files.txt",
+        "val_split": val_split or data / "val_files.txt",
+        "output_dir": output_dir or root / "checkpoints" / kind,
+    }
 
 
 def is_first() -> bool:
@@ -97,6 +125,8 @@ def finish(console: Console, outcome: Outcome, output_dir: Path) -> None:
 class Told:
     """A training's reports, on a console."""
 
+    yardstick = "cubic"  # what `gain_db` is measured against
+
     def __init__(self, console: Console, ticker: Ticker, *, max_steps: int = 1) -> None:
         self._console, self._ticker, self._max = console, ticker, max_steps
         self._start: tuple[int, float] | None = None
@@ -105,6 +135,15 @@ class Told:
     def begin(self, max_steps: int) -> None:
         """How many steps there will be."""
         self._max = max_steps
+
+    def start(self, train: list[TrainVolume], val: list[TrainVolume], *, max_steps: int) -> None:
+        """Which scan does what, and how many steps there will be."""
+        self.begin(max_steps)
+        for name, volumes in (("train", train), ("val", val)):
+            for v in volumes:
+                use = "along z and in plane" if v.trains_along_z else "in plane"
+                use = use if name == "train" else "validates"
+                self.note(f"{name} {Path(v.name).name}: {len(v.hu)} slices of {v.spacing[0]:.3g} mm, {use}")
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """A step is done."""
@@ -116,7 +155,7 @@ class Told:
 
     def validation(self, step: int, metrics: Mapping[str, float], is_best: bool) -> None:
         """A validation is done."""
-        gain = f", {metrics['gain_db']:+.2f} dB over cubic" if "gain_db" in metrics else ""
+        gain = f", {metrics['gain_db']:+.2f} dB over {self.yardstick}" if "gain_db" in metrics else ""
         self._gain = gain
         star = " (best)" if is_best else ""
         self._console.note(f"step {step}: {metrics['psnr_4095_db']:.2f} dB{gain}{star}")

@@ -21,6 +21,7 @@ from ctsr.errors import CtsrError
 from ctsr.train import checkpoint
 from ctsr.weights.registry import load_model
 from ctsr.workflows import train_baseline as workflow
+from ctsr.workflows import training
 from tests.io.make import affine_of, nifti, put
 from tests.train import tiny
 
@@ -224,7 +225,7 @@ def test_what_cannot_be_trained_is_refused_before_a_step(project, monkeypatch, s
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_scans_are_read(project, monkeypatch):
-    monkeypatch.setattr(workflow, "load_volumes", lambda *a, **k: pytest.fail("scans were read"))
+    monkeypatch.setattr(training, "load_volumes", lambda *a, **k: pytest.fail("scans were read"))
     with pytest.raises(CtsrError) as told:
         train(project, "--output-dir", "/proc/ctsr")
     assert told.value.exit_code in (2, 4)
