@@ -17,17 +17,9 @@ import numpy as np
 
 from ctsr.io.atomic import input_error
 from ctsr.io.dicom.elements import integer, items, number, numbers, short, text, texts
+from ctsr.io.dicom.header import BIG_ENDIAN, CT_CLASSES, DEFLATED, DIRECTORY, EXPLICIT, IMPLICIT, Header
 from ctsr.io.dicom.records import DicomFile, Slice
-from ctsr.io.dicom.source import (
-    BIG_ENDIAN,
-    CT_CLASSES,
-    DEFLATED,
-    DIRECTORY,
-    EXPLICIT,
-    IMPLICIT,
-    Header,
-    read_bytes,
-)
+from ctsr.io.dicom.source import read_bytes
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -27,6 +27,7 @@ from pydicom.uid import (
 from ctsr.errors import InputError
 from ctsr.io.dicom import source as module
 from ctsr.io.dicom.elements import text
+from ctsr.io.dicom.header import DIRECTORY
 from ctsr.io.dicom.records import DicomFile, Skipped
 from ctsr.io.dicom.scan import scan
 from ctsr.io.dicom.source import Header, find, read_bytes
@@ -171,7 +172,7 @@ def test_every_file_below_a_folder_is_found_once_in_the_order_of_names(folder: P
 def test_a_dicomdir_stands_for_the_folder_it_lies_in(folder: Path, is_folder: bool) -> None:
     data = Dataset()
     data.file_meta = FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID = module.DIRECTORY
+    data.file_meta.MediaStorageSOPClassUID = DIRECTORY
     data.file_meta.MediaStorageSOPInstanceUID, data.file_meta.TransferSyntaxUID = (
         "1.2",
         ExplicitVRLittleEndian,
