@@ -25,6 +25,7 @@ from ctsr.errors import WeightsError
 from ctsr.models.control import ControlledUNet
 from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.models.simple_unet3d import SimpleUNet3D, SimpleUNet3DConfig
+from ctsr.models.vae import CtVae, VaeConfig
 
 __all__ = ["DEPENDS", "FORMAT", "TRAINING", "ModelFile", "build", "pack", "unpack"]
 
@@ -38,6 +39,7 @@ LEVELS_LIMIT = 8
 _KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "baseline": (SimpleUNet3D, SimpleUNet3DConfig),
     "diffusion": (ControlledUNet, LatentUNetConfig),
+    "vae": (CtVae, VaeConfig),
 }
 DEPENDS = {"diffusion": ("vae_sha256", "stage_one_sha256")}  # entries that its card must have
 _FOREIGN = [
