@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
@@ -247,13 +247,17 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def sweep(folder: PathLike) -> None:
-    """Remove what killed processes left behind: a dead pid, and no write for an hour."""
+def sweep(folder: PathLike, *, dead: Collection[int | None] = ()) -> None:
+    """Remove what killed processes left behind: a dead pid, and no write for an hour.
+
+    dead: processes of this host that have ended for certain: their files go at once.
+    """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if (found := _TEMPORARY.fullmatch(entry.name)) and not _is_alive(int(found[1])):
                 with contextlib.suppress(OSError):
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _ORPHAN_AGE_SECONDS:
+                    age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                    if int(found[1]) in dead or age > _ORPHAN_AGE_SECONDS:
                         if entry.is_dir(follow_symlinks=False):
                             shutil.rmtree(entry.path)
                         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctsr import __version__
 from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
+from ctsr.io.atomic import sweep
 from ctsr.io.dicom.records import Stack
 from ctsr.io.memory import available_bytes
 from ctsr.io.nifti import write_volume
@@ -76,17 +76,20 @@ def converter(
     import multiprocessing  # 30 ms that one series does not pay
     from concurrent.futures import ProcessPoolExecutor
 
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         with _ctrl_c_held():
             futures = {t.target: pool.submit(_in_worker, t, overwrite) for t in tasks}
         yield lambda task: _result(futures[task.target])
     except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()  # it takes its unfinished file away
-        raise
-    finally:
+        own = [child for child in multiprocessing.active_children() if child not in others]
+        for child in own:
+            child.terminate()
         pool.shutdown(cancel_futures=True)
+        sweep(tasks[0].target.parent, dead=[child.pid for child in own])
+        raise
+    pool.shutdown()
 
 
 @contextmanager
@@ -110,20 +113,16 @@ def _affordable(tasks: Sequence[Task], cpus: int) -> int:
 
 
 def _begin_worker() -> None:
-    """End in good order, the unfinished file taken away: when the parent says so, and when it is gone."""
+    """A process that converts ends with its parent, whatever ended that."""
     import multiprocessing
     import threading
 
-    def outlive_no_parent() -> None:
+    def end_with_parent() -> None:
         if (parent := multiprocessing.parent_process()) is not None:
             parent.join()
-            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=outlive_no_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _in_worker(task: Task, overwrite: bool) -> dict[str, Any] | tuple[CtsrError, int | None]:
@@ -132,8 +131,6 @@ def _in_worker(task: Task, overwrite: bool) -> dict[str, Any] | tuple[CtsrError,
         return _convert(task, overwrite, 1)
     except CtsrError as exc:
         return exc, getattr(exc.__cause__, "errno", None)
-    except SystemExit as exc:  # the pool would take it for this series' result, and go on with the next
-        os._exit(int(exc.code or 0))
 
 
 def _result(future: Future[Any]) -> dict[str, Any]:
