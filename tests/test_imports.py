@@ -13,7 +13,18 @@ import pytest
 
 import ctsr
 
-HEAVY = {"torch", "nibabel", "SimpleITK", "matplotlib", "scipy", "numpy", "rich", "typer", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "nibabel",
+    "pydicom",
+    "SimpleITK",
+    "matplotlib",
+    "scipy",
+    "numpy",
+    "rich",
+    "typer",
+    "huggingface_hub",
+}
 LIGHT = {
     "ctsr": set(),
     "ctsr.errors": set(),
@@ -24,6 +35,7 @@ LIGHT = {
     "ctsr.infer.pipeline": {"numpy", "scipy"},
     "ctsr.workflows.thinner": {"numpy", "scipy"},
     "ctsr.workflows.upsample": {"numpy", "scipy"},
+    "ctsr.workflows.convert": {"numpy"},
 }  # a matrix along z needs no torch: `--model cubic` starts in half a second
 
 WATCH = """
