@@ -23,7 +23,17 @@ from typing import Any, cast
 from ctsr.errors import CtsrError, NetworkError, ResourceError, UsageError, WeightsError
 from ctsr.io.atomic import input_error, output_error, sweep, write_bytes, write_text
 
-__all__ = ["Reference", "cache_folder", "download", "read", "record_of", "resolve", "store"]
+__all__ = [
+    "Progress",
+    "Reference",
+    "cache_folder",
+    "download",
+    "read",
+    "record_of",
+    "resolve",
+    "store",
+    "stored",
+]
 
 TIMEOUT = 60.0  # seconds without progress
 SLOWEST = 1000  # bytes/s over that time; less is no progress
@@ -43,6 +53,8 @@ _REASONS = {
     "RemoteEntryNotFoundError": ("the repository has no such file in this revision", "check its name"),
     "HFValidationError": ("not a name that the hub allows", "hf://org/repo@revision/file.safetensors"),
 }
+
+Progress = Callable[[dict[str, Any], int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +108,17 @@ def record_of(reference: Reference, root: Path) -> dict[str, Any]:
     path = reference.under(root)
     try:
         record = json.loads(_record(path).read_text("utf-8"))
-        return record if path.is_file() and isinstance(record["sha256"], str) else {}
+        is_ours = isinstance(record["sha256"], str) and isinstance(record["bytes"], int)
+        return record if is_ours and path.is_file() else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
+
+
+def stored(root: Path) -> list[Reference]:
+    """What lies in a folder of ours."""
+    paths = (path.relative_to(root).as_posix() for path in sorted(root.glob("*/*@*/**/*.safetensors")))
+    parsed = [Reference.parse(f"hf://{path}") for path in paths if _REFERENCE.fullmatch(f"hf://{path}")]
+    return [reference for reference in parsed if record_of(reference, root)]
 
 
 def read(reference: Reference, root: Path, *, sha256: str = "") -> bytes:
@@ -134,13 +154,12 @@ def download(
     sha256: str = "",
     licence: str = "not known here",
     timeout: float = TIMEOUT,
-    announce: Callable[[dict[str, Any]], None] = lambda record: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda record, done: None,
 ) -> dict[str, Any]:
     """Download, check and store a file, or leave nothing behind; returns its record.
 
     sha256: pinned; else the one that the hub names is checked. timeout: seconds without progress.
-    announce: called with the record before the file comes. progress: called with bytes, and of how many.
+    progress: called with the record and the bytes that have come, first before any does.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hint = "ctsr download-weights --to FOLDER where there is a network, then --from FOLDER here"
@@ -156,7 +175,7 @@ def download(
             raise ResourceError(f"{_mb(found.size)} are needed, {_mb(free)} are free", path=root)
         record = {"reference": str(reference), "commit": found.commit_hash, "sha256": named}
         record |= {"bytes": found.size, "is_pinned": bool(sha256), "licence": licence}
-        announce(record)
+        progress(record, 0)
         return record
 
     sweep(root)
@@ -168,9 +187,9 @@ def download(
             try:
                 record = _fetch(reference, folder, timeout, on_answer, progress)
                 break
-            except _TryAgainError as exc:
+            except _PassingError:
                 if wait is None:
-                    raise NetworkError(f"{exc}, {len(WAITS) + 1} tries", path=str(reference)) from exc
+                    raise
                 time.sleep(wait)
         data = (folder / reference.file).read_bytes()
     finally:
@@ -180,8 +199,8 @@ def download(
     return record
 
 
-class _TryAgainError(Exception):
-    """The server was busy, or the connection broke."""
+class _PassingError(NetworkError):
+    """The server was busy, or the connection broke: worth another try."""
 
 
 def _fetch(
@@ -189,7 +208,7 @@ def _fetch(
     folder: Path,
     timeout: float,
     on_answer: Callable[[Any], dict[str, Any]],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Let the client work in a thread, and watch what arrives: it would sleep through a Retry-After of an hour."""
     record: dict[str, Any] = {}
@@ -201,19 +220,26 @@ def _fetch(
         except Exception as exc:
             failed.append(exc)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, daemon=True, name=f"download of {reference}")
     thread.start()
     where, done, seen, since = "", 0, 0, time.monotonic()
-    while thread.is_alive():
-        thread.join(0.1)
-        if record:
-            done = max(done, _arrived(folder))
-            where = f" at {done / 1e6:.1f} of {_mb(record['bytes'])}"
-            progress(done, record["bytes"])
-        if done - seen > SLOWEST * timeout:
-            seen, since = done, time.monotonic()
-        elif time.monotonic() - since > timeout:
-            raise NetworkError(f"no progress for {timeout:g} s{where}", path=str(reference), hint="try again")
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if record:
+                with contextlib.suppress(OSError, ValueError):  # renamed meanwhile
+                    done = max(done, *(path.stat().st_size for path in folder.rglob("*")))
+                where = f" at {done / 1e6:.1f} of {_mb(record['bytes'])}"
+                progress(record, done)
+            if done - seen > SLOWEST * timeout:
+                seen, since = done, time.monotonic()
+            elif time.monotonic() - since > timeout:
+                reason = f"no progress for {timeout:g} s{where}"
+                raise NetworkError(reason, path=str(reference), hint="try again")
+    finally:
+        if thread.is_alive():  # its next answer ends it; what it just began to write is removed by the caller
+            shutil.rmtree(folder, ignore_errors=True)
+            thread.join(0.1)
     if failed:
         raise _as_ours(failed[0], reference, where) from failed[0]
     return record
@@ -232,13 +258,15 @@ def _run_client(reference: Reference, folder: Path, on_answer: Callable[[Any], N
     if (token := client.get_token()) and not re.fullmatch(r"[\x21-\x7e]+", token):  # its error would print it
         raise UsageError("HF_TOKEN, or the token file, has characters that no token has")
 
-    def refuse_web_pages(response: Any) -> None:
+    def check_answer(response: Any) -> None:
+        if not folder.is_dir():  # given up meanwhile: the client would make the folder again
+            raise NetworkError("given up", path=str(reference))
         if response.status_code == 200 and "text/html" in response.headers.get("Content-Type", ""):
             reason = "the server sent a web page, not weights"
             raise NetworkError(reason, path=str(reference), hint="a proxy, or a login page?")
 
     session = client.get_session()
-    session.event_hooks = session.event_hooks | {"response": [refuse_web_pages]}
+    session.event_hooks = session.event_hooks | {"response": [check_answer]}
     where = {
         "endpoint": os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     }  # also where it was set after import
@@ -263,11 +291,11 @@ def _as_ours(exc: BaseException, reference: Reference, where: str) -> Exception:
     if known := _REASONS.get(type(exc).__name__) or (_ACCESS if status in (401, 403) else None):
         return NetworkError(known[0], path=path, hint=known[1])
     if status in BUSY:
-        return _TryAgainError(f"the server is busy ({status})")
+        return _PassingError(f"the server is busy ({status})", path=path, hint="try later")
     if status is not None:
         return NetworkError(f"the server answers {status}", path=path, hint="check the name, and HF_ENDPOINT")
     if type(exc).__name__ in ("ReadError", "RemoteProtocolError"):  # reset, or ended early
-        return _TryAgainError(f"connection lost{where}")
+        return _PassingError(f"connection lost{where}", path=path, hint="try again")
     root: BaseException | None = exc
     while root is not None and not getattr(root, "strerror", None):
         root = root.__cause__ or root.__context__
@@ -312,15 +340,6 @@ def _check_format(data: bytes, path: str) -> None:
 
 def _record(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _arrived(folder: Path) -> int:
-    """Bytes of the largest file in the folder, which is the one that comes."""
-    sizes = [0]
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # renamed meanwhile
-            sizes.append(path.stat().st_size)
-    return max(sizes)
 
 
 def _mb(size: int) -> str:

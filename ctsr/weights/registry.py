@@ -27,7 +27,7 @@ class Published:
     kind: str
     reference: hub.Reference
     licence: str
-    size_mb: int
+    size_mb: float = 0.0
     sha256: str = ""
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,12 +21,28 @@ Row = dict[str, Any]
 
 def list_weights(root: Path) -> list[Row]:
     """A row for all weights that have a name, and for what else lies in the folder `root`."""
-    known = {str(entry.reference) for entry in PUBLISHED.values()}
-    records = (
-        json.loads(path.read_text("utf-8")) for path in sorted(root.glob("*/*@*/**/*.safetensors.json"))
-    )
-    others = [record["reference"] for record in records if record["reference"] not in known]
+    known = [entry.reference for entry in PUBLISHED.values()]
+    others = [str(reference) for reference in hub.stored(root) if reference not in known]
     return [_row(name, _entry(name), root) for name in [*SHIPPED, *PUBLISHED, *others]]
+
+
+def verify_weights(names: Sequence[str], root: Path) -> list[Row]:
+    """Hash what lies in `root`, all of it where no name is given. Raises WeightsError where something is altered."""
+    rows = [_row(name, _entry(name), root) for name in names]
+    rows = rows or [row for row in list_weights(root) if row["path"]]
+    altered = []
+    for row in rows:
+        row["state"] = "whole"
+        try:
+            if (entry := _entry(row["name"])) is not None:
+                hub.read(entry.reference, root, sha256=entry.sha256)
+        except WeightsError as exc:
+            row["state"] = exc.reason
+            altered.append(exc)
+    if altered:
+        reason = f"{altered[0].reason}; {len(altered)} of {len(rows)} are not whole"
+        raise WeightsError(reason, path=altered[0].path, hint=altered[0].hint, report={"weights": rows})
+    return rows
 
 
 def download_weights(
@@ -37,80 +53,39 @@ def download_weights(
     revision: str | None = None,
     overwrite: bool = False,
     timeout: float = hub.TIMEOUT,
-    note: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: hub.Progress = lambda record, done: None,
 ) -> list[Row]:
     """Bring weights into the folder `root`: from the Hub, or from another such folder, `source`; a row for each.
 
     What is there and whole is left alone, unless `overwrite`. Raises what `hub.download` and `hub.read` raise.
     """
-
-    def announce(record: Row) -> None:
-        pin = "pinned" if record["is_pinned"] else "not pinned: what the hub names"
-        size = f"{record['bytes'] / 1e6:.1f} MB"
-        note(
-            f"{record['reference']}: commit {record['commit']}, {size}, sha256 {record['sha256']} ({pin}),"
-            f" licence {record['licence']}"
-        )
-
     entries = [(name, _entry(name, revision)) for name in names]
-    for _, entry in entries:
-        if entry is None or (not overwrite and _is_whole(entry, root, note)):
-            continue
+    for entry in (entry for _, entry in entries if entry is not None):
+        with suppress(WeightsError):  # not here, or altered
+            if not overwrite:
+                hub.read(entry.reference, root, sha256=entry.sha256)
+                continue
         if source is not None:
             data = hub.read(entry.reference, source, sha256=entry.sha256)
             hub.store(data, entry.reference, root, hub.record_of(entry.reference, source))
         else:
-            hub.download(
-                entry.reference, root, sha256=entry.sha256, licence=entry.licence, timeout=timeout,
-                announce=announce, progress=progress,
-            )  # fmt: skip
+            known = {"sha256": entry.sha256, "licence": entry.licence}
+            hub.download(entry.reference, root, **known, timeout=timeout, progress=progress)
     return [_row(name, entry, root) for name, entry in entries]
-
-
-def verify_weights(names: Sequence[str], root: Path) -> list[Row]:
-    """Hash what lies in `root`, all of it where no name is given. Raises WeightsError where something is altered."""
-    rows = [_row(name, _entry(name), root) for name in names]
-    rows = rows or [row for row in list_weights(root) if row["path"]]
-    altered = []
-    for row in rows:
-        row["state"] = "whole"
-        if (entry := _entry(row["name"])) is not None:
-            try:
-                hub.read(entry.reference, root, sha256=entry.sha256)
-            except WeightsError as exc:
-                row["state"] = exc.reason
-                altered.append(exc)
-    if altered:
-        first = altered[0]
-        reason = f"{first.reason}; {len(altered)} of {len(rows)} are not whole"
-        raise WeightsError(reason, path=first.path, hint=first.hint, report={"weights": rows})
-    return rows
-
-
-def _is_whole(entry: Published, root: Path, note: Callable[[str], None]) -> bool:
-    if not hub.record_of(entry.reference, root):
-        return False
-    try:
-        hub.read(entry.reference, root, sha256=entry.sha256)
-    except WeightsError as exc:
-        note(f"{exc.path}: {exc.reason}: replaced")
-        return False
-    return True
 
 
 def _entry(name: str, revision: str | None = None) -> Published | None:
     """What a name or `hf://…` stands for; None for what is inside the package."""
-    if name in SHIPPED and revision is None:
-        return None
     if name in SHIPPED:
-        raise UsageError("--revision has no meaning for it: it is inside the package", path=name)
+        if revision is not None:
+            raise UsageError("--revision has no meaning for it: it is inside the package", path=name)
+        return None
     if name.startswith("hf://"):
         reference = hub.Reference.parse(name)
-        entry = next((e for e in PUBLISHED.values() if e.reference == reference), None)
-        entry = entry or Published("", reference, "not known here", 0)
-    elif (found := PUBLISHED.get(name)) is not None:
-        entry = found
+        known = [entry for entry in PUBLISHED.values() if entry.reference == reference]
+        entry = known[0] if known else Published("", reference, "not known here")
+    elif name in PUBLISHED:
+        entry = PUBLISHED[name]
     else:
         near = get_close_matches(name, [*SHIPPED, *PUBLISHED], 1)
         hint = f"did you mean {near[0]}?" if near else f"{', '.join([*SHIPPED, *PUBLISHED])}, or hf://…"
@@ -122,20 +97,19 @@ def _entry(name: str, revision: str | None = None) -> Published | None:
 
 
 def _row(name: str, entry: Published | None, root: Path) -> Row:
-    """What is known of weights: from the file where it is inside the package, else from its record."""
+    """What is known of weights: from the file where it is inside the package, else from its record in `root`."""
     if entry is None:
         path = locate(name)
         data = path.read_bytes()
-        return {
-            "name": name, "kind": name, "source": "inside the package", "revision": "", "file": path.name,
-            "commit": "", "bytes": len(data), "size": f"{len(data) / 1e6:.1f} MB",
-            "sha256": hashlib.sha256(data).hexdigest(), "is_pinned": True, "licence": "Apache-2.0", "path": str(path),
-        }  # fmt: skip
-    reference, record = entry.reference, hub.record_of(entry.reference, root)
-    size = f"{record['bytes'] / 1e6:.1f} MB" if record else f"{entry.size_mb} MB"
+        known: Row = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "path": str(path)}
+        entry = Published(name, hub.Reference("", "", path.name), "Apache-2.0", len(data) / 1e6)
+    elif known := hub.record_of(entry.reference, root):
+        known["path"] = str(entry.reference.under(root))
+    of = entry.reference
     return {
-        "name": name, "kind": entry.kind, "source": f"hf://{reference.repo}", "revision": reference.revision,
-        "file": reference.file, "commit": record.get("commit", ""), "bytes": record.get("bytes"), "size": size,
-        "sha256": record.get("sha256", entry.sha256) or "not pinned", "is_pinned": bool(entry.sha256),
-        "licence": entry.licence, "path": str(reference.under(root)) if record else "",
+        "name": name, "kind": entry.kind, "source": f"hf://{of.repo}" if of.repo else "inside the package",
+        "revision": of.revision, "commit": known.get("commit", ""), "file": of.file, "bytes": known.get("bytes"),
+        "size": f"{known.get('bytes', entry.size_mb * 1e6) / 1e6:.3g} MB",
+        "sha256": known.get("sha256", entry.sha256) or "not pinned", "is_pinned": known.get("is_pinned", not of.repo),
+        "licence": entry.licence, "path": known.get("path", ""),
     }  # fmt: skip

@@ -17,17 +17,10 @@ from tests.weights.local_hub import environment, running
 TEXT = "hf://org/repo@main/m.safetensors"
 
 
-@pytest.fixture(scope="module")
-def served():
+@pytest.fixture
+def server():
     with running(model()) as server:
         yield server
-
-
-@pytest.fixture
-def server(served):
-    served.faults.clear()
-    served.log.clear()
-    return served
 
 
 @pytest.fixture
@@ -68,6 +61,14 @@ def test_an_interrupted_download_leaves_nothing(ctsr, server, tmp_path):
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err.splitlines()[-1]) == (-signal.SIGINT, "", "error: interrupted")
     assert left(tmp_path) == []
+
+
+def test_the_hub_is_asked_for_the_file_alone(ctsr, server, tmp_path):
+    """The client's own look-ups and its telemetry are off; it writes nothing outside our folder."""
+    done = ctsr("download-weights", TEXT, AGENT="x", CLAUDECODE="1")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert {path.split("/")[3] for _, path, _ in server.log} == {"resolve"}
+    assert left(tmp_path) == [f"cache/org/repo@main/m.safetensors{end}" for end in ("", ".json")]
 
 
 def test_a_transfer_that_stands_still_is_given_up(ctsr, server, tmp_path):
