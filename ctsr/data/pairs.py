@@ -88,6 +88,13 @@ class PairSource:
         truth, spacing = self._truth(rng)
         return self._degrade(rng, truth, spacing)
 
+    def patch(self, index: int, *, restored_share: float) -> np.ndarray:
+        """The truth of a pair alone, (D, H, W) in HU; or, for a share of the indices, what `inverse` makes of its thick
+        slices: an autoencoder must hold both kinds of volume."""
+        rng = np.random.default_rng([self.seed, index])
+        truth, spacing = self._truth(rng)
+        return self._degrade(rng, truth, spacing).inverse if rng.random() < restored_share else truth
+
     def input_spacing(self, index: int) -> float:
         """The spacing of the pair's thick slices, mm, without making the rest of it."""
         return 2 * self._truth(np.random.default_rng([self.seed, index]))[1]

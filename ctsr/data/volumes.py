@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ctsr.errors import InputError
 from ctsr.io.lists import read_file_list
 from ctsr.io.scans import read_scan
 
-__all__ = ["content_hash", "load_volumes", "refuse_leaks"]
+__all__ = ["content_hash", "fingerprint", "load_volume", "load_volumes", "refuse_leaks"]
 
 PADDED_AS = -1024  # HU: what scanner padding becomes, as `convert` writes it
 
@@ -29,10 +30,12 @@ def load_volumes(
     z_truth_max: slice spacing up to which a volume trains along z, mm; every volume trains in plane.
     """
     notes = [] if notes is None else notes
-    return [_load(path, z_truth_max, notes) for path in read_file_list(listed, data_dir, notes=notes)]
+    files = read_file_list(listed, data_dir, notes=notes)
+    return [load_volume(path, z_truth_max=z_truth_max, notes=notes) for path in files]
 
 
-def _load(path: Path, z_truth_max: float, notes: list[str]) -> TrainVolume:
+def load_volume(path: Path, *, z_truth_max: float, notes: list[str]) -> TrainVolume:
+    """One of them."""
     found: list[str] = []
     volume = read_scan(path, notes=found)
     axis, note = slice_axis(volume)
@@ -58,7 +61,22 @@ def content_hash(hu: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def refuse_leaks(train: Sequence[TrainVolume], val: Sequence[TrainVolume]) -> None:
+def fingerprint(volumes: Sequence[TrainVolume]) -> str:
+    """What a run must find again when it goes on: the scans, their order, and how each is used."""
+    facts = [(v.content, v.spacing, v.slice_thickness, v.trains_along_z) for v in volumes]
+    return f"{len(volumes)} scans {hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+
+class Named(Protocol):
+    """A scan, or what was made of it. content: sha256 of the scan's voxels."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+
+
+def refuse_leaks(train: Sequence[Named], val: Sequence[Named]) -> None:
     """Raise InputError if a scan stands in both sets, under one name or two."""
     seen = {v.content: v.name for v in train}
     for volume in val:

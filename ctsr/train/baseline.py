@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ctsr.core.zgrid import ZGrid, thick_count
 from ctsr.data.pairs import PairRecipe, PairSource, TrainVolume
+from ctsr.data.volumes import fingerprint
 from ctsr.errors import InputError
 from ctsr.metrics.fidelity import PEAK, psnr
 from ctsr.metrics.masks import body_mask
@@ -102,8 +102,8 @@ class BaselineTask:
         self.recipe: Mapping[str, Any] = {
             "pairs": asdict(recipe),
             "loss": asdict(self.weights),
-            "train": _fingerprint(train),
-            "val": _fingerprint(val),
+            "train": fingerprint(train),
+            "val": fingerprint(val),
         }
         self.card = card
         self.source = PairSource(train, recipe, seed=seed)
@@ -164,12 +164,6 @@ def _doubled(volume: TrainVolume, n: int) -> tuple[np.ndarray, np.ndarray, np.nd
     A, inverse, null = doubling(n, SliceProfile(), spacing=spacing, thickness=spacing)
     thick = apply_along_z(A, truth)
     return truth, thick, apply_along_z(inverse, thick), null
-
-
-def _fingerprint(volumes: Sequence[TrainVolume]) -> str:
-    """What a run must find again when it goes on: the scans, their order, and how each is used."""
-    facts = [(v.content, v.spacing, v.slice_thickness, v.trains_along_z) for v in volumes]
-    return f"{len(volumes)} scans {hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
 def _chunks(

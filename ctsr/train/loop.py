@@ -78,7 +78,7 @@ class Task(Protocol):
     def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
         """Metrics on the validation set; None as soon as `stop()` names a signal.
 
-        `psnr_4095_db` chooses the best; `residual_rms_hu` and `added_db` are watched.
+        `psnr_4095_db` chooses the best; `residual_rms_hu` and `added_db` are watched where they are given.
         """
 
 
@@ -291,7 +291,7 @@ class _Run:
         if is_best:
             progress.best_db, progress.best_step = metrics["psnr_4095_db"], progress.step
         is_settled = progress.step >= max(500, 2 * self.config.warmup_steps)
-        is_idle = is_settled and watch.is_idle(metrics["residual_rms_hu"], metrics["added_db"])
+        is_idle = is_settled and watch.is_idle(metrics)
         progress.idle_validations = progress.idle_validations + 1 if is_idle else 0
         progress.validation_due = False
         line = {"step": progress.step, "loss": sum(progress.losses) / len(progress.losses)} | metrics

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 
 from ctsr.train.checkpoint import Progress
 
@@ -39,6 +40,10 @@ def has_jumped(progress: Progress, loss: float) -> bool:
     return len(progress.losses) >= SETTLED and loss > JUMP * statistics.median(progress.losses)
 
 
-def is_idle(residual_hu: float, added_db: float) -> bool:
-    """Whether a validated network adds nothing to what it stands on (which is itself better than cubic)."""
-    return residual_hu < IDLE_RESIDUAL_HU and added_db < IDLE_GAIN_DB
+def is_idle(metrics: Mapping[str, float]) -> bool:
+    """Whether a validated network adds nothing to what it stands on (which is itself better than cubic).
+
+    One that stands on nothing has no such metrics.
+    """
+    residual, added = (metrics.get(name, math.inf) for name in ("residual_rms_hu", "added_db"))
+    return residual < IDLE_RESIDUAL_HU and added < IDLE_GAIN_DB
