@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ctsr.models.zoo import ModelFile
 
-__all__ = ["PUBLISHED", "SHIPPED", "Published", "load_model", "locate"]
+__all__ = ["PUBLISHED", "SHIPPED", "Published", "load_model", "locate", "read_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,14 @@ def load_model(name: str | os.PathLike[str], *, kind: str) -> tuple[nn.Module, M
     """
     from ctsr.models import zoo
 
+    file = zoo.unpack(read_weights(name), os.fspath(name))
+    if file.kind != kind:
+        raise WeightsError(f"a model of kind {file.kind}, expected {kind}", path=name)
+    return zoo.build(file, os.fspath(name)), file
+
+
+def read_weights(name: str | os.PathLike[str]) -> bytes:
+    """The bytes of the file that a name or path stands for, whatever they are; WeightsError where there is none."""
     path = locate(name)
     if path.is_dir():
         raise WeightsError("a folder, not a model file", path=name, hint="give the .safetensors file in it")
@@ -77,7 +85,4 @@ def load_model(name: str | os.PathLike[str], *, kind: str) -> tuple[nn.Module, M
     if data is None:
         names = ", ".join(SHIPPED)
         raise WeightsError("no such model file", path=name, hint=f"a path, or one of the shipped: {names}")
-    file = zoo.unpack(data, os.fspath(name))
-    if file.kind != kind:
-        raise WeightsError(f"a model of kind {file.kind}, expected {kind}", path=name)
-    return zoo.build(file, os.fspath(name)), file
+    return data
