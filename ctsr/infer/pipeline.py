@@ -6,7 +6,7 @@ Computes any range of thin slices from the thick slices that it depends on, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ from ctsr.physics.profile import ProfileKind, SliceProfile
 from ctsr.physics.projection import projection_matrix, projector
 from ctsr.physics.zmatrix import cubic_matrix, interpolation_matrix, inverse_matrix
 
-if TYPE_CHECKING:
-    from ctsr.infer.stage_one import Engine  # torch: a matrix alone does without
+if TYPE_CHECKING:  # torch: a matrix alone does without
+    from ctsr.infer.diffusion import Diffuser, Drawn
+    from ctsr.infer.stage_one import Engine
 
 __all__ = ["CLASSICAL", "Pipeline", "Recipe"]
 
@@ -34,7 +35,7 @@ HALO_WEIGHT = 1e-4  # smaller weights lie beyond a slab's halo: 0.002 HU of diff
 class Recipe:
     """What is to be computed. Lengths in mm.
 
-    method: `nearest`, `linear`, `cubic`, `inverse`, or `baseline` with an engine.
+    method: `nearest`, `linear`, `cubic`, `inverse`, `baseline` with an engine, `diffusion` with a diffuser too.
     thin_thickness: FWHM of the result's slice profile, None for thickness / factor.
     is_consistent: whether a network's result ends in the projection onto the measured slices; each doubling has
         its own all the same, it was trained with it.
@@ -74,10 +75,19 @@ class Recipe:
 class Pipeline:
     """A recipe's matrices, and the computation of any range of its thin slices."""
 
-    def __init__(self, recipe: Recipe, *, tiling: Tiling, engine: Engine | None = None) -> None:
-        if (engine is None) != (recipe.method in CLASSICAL):
-            raise ValueError("a network belongs to the method baseline, and to that alone")
-        self.recipe, self.engine, self.tiling = recipe, engine, tiling
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        tiling: Tiling,
+        engine: Engine | None = None,
+        diffuser: Diffuser | None = None,
+    ) -> None:
+        if (engine is None) != (recipe.method in CLASSICAL) or (diffuser is None) == (
+            recipe.method == "diffusion"
+        ):
+            raise ValueError(f"these are not the networks of the method {recipe.method}")
+        self.recipe, self.engine, self.diffuser, self.tiling = recipe, engine, diffuser, tiling
         grid = recipe.grid
         self.A = grid_operator(
             grid,
@@ -99,6 +109,9 @@ class Pipeline:
         elif not self._is_one_doubling:
             resample = self._resample()
             self._from_fine = projector(self.A, self._P) @ resample if recipe.is_consistent else resample
+        self._hidden = None if diffuser is None or not recipe.is_consistent else projector(self.A, self._P)
+        self._drawn: Drawn | None = None
+        self._whole: np.ndarray | None = None  # stage one between two passes, where one slab is all
 
     @property
     def m(self) -> int:
@@ -113,7 +126,7 @@ class Pipeline:
     @property
     def matrix_bytes(self) -> int:
         """Of the matrices that are kept: 50 MB for 1000 slices doubled."""
-        kept = {id(a): a.nbytes for a in vars(self).values() if isinstance(a, np.ndarray)}
+        kept = {id(a): a.nbytes for a in vars(self).values() if isinstance(a, np.ndarray) and a.ndim == 2}
         return sum(kept.values())
 
     @property
@@ -143,10 +156,60 @@ class Pipeline:
         first, last = (start, stop) if self._from_fine is None else _support(self._from_fine[start:stop])
         return max(0, first // scale - self.halo), min(n, -(-last // scale) + self.halo)
 
+    def draw(
+        self,
+        y: np.ndarray,
+        slabs: Sequence[tuple[int, int]],
+        *,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """Draw the samples of a diffusion, which `sampled` needs. slabs: of stage one that are encoded at once."""
+        assert self.diffuser is not None
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            made = self.rows(y, start, stop)
+            if stop - start == self.m:
+                self._whole = made
+            return made
+
+        r, size = self.recipe, (self.m, y.shape[1], y.shape[2])
+        self._drawn = self.diffuser.draw(rows, slabs, size, grid=r.grid, rho=r.rho, progress=progress)
+
+    def sampled(self, y: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Thin slices start…stop − 1 as `rows`, and their uncertainty in HU; the latter None of a single sample.
+
+        stage one + gain · (mean of the samples' changes), or + the first sample's change; changes enter through
+        I − P A, so that no sample moves a measured slice. Uncertainty: the samples' standard deviation, calibrated.
+        """
+        assert self.diffuser is not None
+        assert self._drawn is not None
+        d, hidden = self.diffuser, None if self._hidden is None else self._hidden[start:stop]
+        a, b = (start, stop) if hidden is None else _support(hidden)
+        mean, square = np.zeros((2, stop - start, *y.shape[1:]), np.float32)
+        first = None
+        for k, change in enumerate(self._drawn.changes(a, b)):
+            c = change if hidden is None else apply_along_z(hidden[:, a:b], change)
+            del change
+            if first is None and d.sampling.estimate == "sample":
+                first = c.copy()
+            c -= mean  # Welford 1962: a running mean, and the sum of squares about it
+            mean += c / (k + 1)
+            c *= c
+            square += np.multiply(c, k / (k + 1), out=c)
+        rows, self._whole = self.rows(y, start, stop) if self._whole is None else self._whole, None
+        rows += np.multiply(mean, d.detail_gain, out=mean) if first is None else first
+        if d.sampling.samples == 1:
+            return rows, None
+        square *= d.spread_factor**2 / (d.sampling.samples - 1)
+        return rows, np.sqrt(square, out=square)
+
     def rows(
         self, y: np.ndarray, start: int, stop: int, *, progress: Callable[[float], None] = lambda s: None
     ) -> np.ndarray:
-        """Thin slices start…stop − 1, (stop − start, H, W) float32, HU; y: all thick slices (n, H, W), no padding."""
+        """Thin slices start…stop − 1, (stop − start, H, W) float32, HU; y: all thick slices (n, H, W), no padding.
+
+        Of a diffusion its stage one.
+        """
         first, last = self.source_range(start, stop)
         if self.engine is None or self.recipe.n_doublings == 0:
             return apply_along_z(self._direct[start:stop, first:last], y[first:last])

@@ -1,0 +1,354 @@
+"""Samples of what diffusion changes in a stage one: encode, sample, decode what changed. Arrays and tensors only.
+
+A sample is `stage one + [D(ẑ) − D(E(stage one))]`: only what the diffusion changed is decoded and added, so that what
+the autoencoder loses of stage one is not lost, and a network that changes nothing returns stage one exactly.
+
+The state of the sampler is one latent of the whole volume, its noise drawn from a counter: no cut has a part in it.
+At each step the network sees it tile by tile, with a halo of its reach that is thrown away, so that tiles equal the
+whole; where memory is too short for that, smaller halos overlap and their predictions are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctsr.core.zgrid import ZGrid
+from ctsr.diffusion.process import noise_source
+from ctsr.diffusion.sampler import guided, sample
+from ctsr.diffusion.schedule import Path, Schedule
+from ctsr.errors import ResourceError, WeightsError
+from ctsr.infer.sampling import Sampling
+from ctsr.infer.vae_tiles import Box, Triple, decode_tiled, encode_tiled, latent_size, tiles
+from ctsr.models.control import ControlledUNet, slice_maps
+from ctsr.models.vae import CtVae
+
+__all__ = ["Cut", "Diffuser", "Drawn", "schedule_of"]
+
+T = TypeVar("T", Tensor, np.ndarray)
+Report = Callable[[float], None]
+Rows = Callable[[int, int], np.ndarray]
+SMALLEST = 4  # latent voxels of a tile's side
+BLENDED = 6  # of a halo, where memory does not allow an exact one
+# Tensors of a network's first level that are alive at once, of 4 bytes a value. Measured on a CPU: …
+ALIVE = {"encode": 6.0, "denoise": 7.0, "decode": 6.0}
+STATES = (
+    7  # latents that a sampler holds beside y₀: u, r̂, r̂ before, their mean, noise, tiles' sum and its like
+)
+FLOP_A_PARAMETER = {"encode": 0.06, "denoise": 0.33, "decode": 0.1}  # and voxel: image, latent, image
+
+
+class Cut(NamedTuple):
+    """Latent voxels that a tile keeps at most, and those that it reads beyond: as many as the reach, or `halo`."""
+
+    tile: Triple
+    halo: int | None = None
+
+
+WHOLE = Cut((1 << 30,) * 3)
+
+
+def schedule_of(card: Mapping[str, Any], kappa: float) -> Schedule:
+    """The noise schedule that a diffusion's card holds. kappa: its network's. WeightsError where it is none."""
+    try:
+        schedule = Schedule(**card["schedule"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise WeightsError(f"its card holds no noise schedule: {exc}") from exc
+    if not math.isclose(schedule.kappa, kappa, rel_tol=1e-6):
+        raise WeightsError(f"κ is {schedule.kappa:g} in its schedule, {kappa:g} in its network")
+    return schedule
+
+
+@dataclass(slots=True)
+class Diffuser:
+    """The networks of a diffusion where they run, and how samples are drawn: what `Engine` is to stage one.
+
+    cuts: of `encode`, `denoise`, `decode`; a network that is not named sees the whole at once.
+    remarks: what happened that the user should know.
+    """
+
+    network: ControlledUNet
+    vae: CtVae
+    path: Path
+    sampling: Sampling
+    device: torch.device
+    dtype: torch.dtype
+    detail_gain: float = 1.0
+    spread_factor: float = 1.0
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (n := self.network.config.latent_channels) != self.vae.latent_channels:
+            raise WeightsError(f"the diffusion has {n} latent channels, its VAE {self.vae.latent_channels}")
+        for network in (self.network, self.vae):
+            network.to(self.device).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        rows: Rows,
+        slabs: Sequence[tuple[int, int]],
+        size: Triple,
+        *,
+        grid: ZGrid,
+        rho: float,
+        progress: Report = lambda share: None,
+    ) -> Drawn:
+        """K samples of a volume (m, H, W), of whose stage one rows(start, stop) gives any slices, in HU.
+
+        slabs: (start, stop) of slices that are encoded at once; the latents between them are read on either side.
+        grid: which thick slices the m thin ones belong to; rho: their relative width. progress: is told the share done.
+        """
+        s = self.sampling
+        y0 = self._encoded(rows, slabs, size)
+        maps = slice_maps(grid, self.vae.strides[0]).to(self.device)[None]
+        done = 0.0
+
+        def passed(share: float) -> None:
+            nonlocal done
+            done += share / s.calls
+            progress(min(1.0, done))
+
+        told = _Told(y0[None], maps, grid.factor, rho, passed)
+        denoise = guided(
+            partial(self._denoise, told, True), partial(self._denoise, told, False), s.guidance_scale
+        )
+        drawn = []
+        for k in range(s.samples):
+            noise = noise_source(y0.shape, seed=s.seed, samples=[k])
+            made = sample(denoise, told.y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)  # type: ignore[arg-type]
+            drawn.append(made[0].cpu())
+        return Drawn(self, y0.cpu(), drawn, size)
+
+    def decode(self, z: Tensor, start: int, stop: int, size: Triple) -> np.ndarray:
+        """Image slices start…stop − 1 of a latent (C, d, h, w) of a volume (m, H, W), float32, HU."""
+        stride, reach = self.vae.strides[0], self.vae.decoder_reach[0]
+        first, last = max(0, start // stride - reach), min(z.shape[1], -(-stop // stride) + reach)
+        slices = min(size[0], last * stride) - first * stride
+        part = z[:, first:last]
+        hu = self._safe(
+            "decode",
+            part.shape[1:],
+            lambda cut, dtype: decode_tiled(self.vae, part, (slices, *size[1:]), tile=cut.tile, dtype=dtype),
+        )
+        return hu[start - first * stride : stop - first * stride]
+
+    def fit(self, size: Triple, slab: int, budget: Mapping[str, float]) -> dict[str, Cut] | None:
+        """Cuts with which each network stays below its bytes; None where there are none.
+
+        size: (m, H, W); slab: slices that are encoded and decoded at once.
+        """
+        d, h, w = latent_size(self.vae, size)
+        cuts = {}
+        for name in ("encode", "denoise", "decode"):
+            voxels = budget[name] / self.bytes_a_voxel(name)
+            if name == "denoise":
+                unit = self.network.stride
+                shape, reach = (d, -(-h // unit), -(-w // unit)), self._reach(None)
+                tile, halo = tile_within(shape, reach, voxels / unit**2), None
+                if tile is None:
+                    tile, halo = tile_within(shape, self._reach(BLENDED), voxels / unit**2), BLENDED
+                tile = tile and (tile[0], tile[1] * unit, tile[2] * unit)
+            else:
+                reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
+                depth = min(d, -(-slab // self.vae.strides[0]) + 2 * reach[0] + 1)
+                tile, halo = tile_within((depth, h, w), reach, voxels), None
+            if tile is None:
+                return None
+            cuts[name] = Cut(tile, halo)
+        return cuts
+
+    def bytes_a_voxel(self, name: str) -> float:
+        """What a network holds for each latent voxel that it reads."""
+        if name == "denoise":
+            return 4 * ALIVE[name] * self.network.config.channels[0]
+        config = self.vae.config
+        image_voxels = math.prod(config.strides)
+        return 4 * image_voxels * (2 + ALIVE[name] * config.channels[0] / config.unshuffle**2)
+
+    @property
+    def parameter_bytes(self) -> float:
+        """Of both networks."""
+        return 4.0 * sum(p.numel() for n in (self.network, self.vae) for p in n.parameters())
+
+    def flop(self, size: Triple) -> float:
+        """About how many floating point operations a volume (m, H, W) takes."""
+        s = self.sampling
+        of = {"encode": self.vae.encoder, "decode": self.vae.decoder, "denoise": self.network}
+        voxels = {"encode": 1.0, "decode": s.samples + 1.0, "denoise": s.calls / math.prod(self.vae.strides)}
+        return math.prod(size) * sum(
+            FLOP_A_PARAMETER[name] * voxels[name] * sum(p.numel() for p in network.parameters())
+            for name, network in of.items()
+        )
+
+    def _encoded(self, rows: Rows, slabs: Sequence[tuple[int, int]], size: Triple) -> Tensor:
+        """(C, d, h, w) on the device."""
+        shape = latent_size(self.vae, size)
+        stride, reach = self.vae.strides[0], self.vae.encoder_reach[0]
+        y0 = torch.empty((self.vae.latent_channels, *shape), device=self.device)
+        for a, b in slabs:
+            start, stop = -(-a // stride), -(-b // stride)
+            first, last = max(0, start - reach), min(shape[0], stop + reach)
+            hu = rows(first * stride, min(size[0], last * stride))
+            part = self._safe(
+                "encode",
+                (last - first, *shape[1:]),
+                lambda cut, dtype, hu=hu: encode_tiled(self.vae, hu, tile=cut.tile, dtype=dtype),  # type: ignore[misc]
+            )
+            y0[:, start:stop] = part[:, start - first : stop - first]
+        return y0
+
+    def _denoise(self, told: _Told, is_null: bool, u: Tensor, tau: float, level: float) -> Tensor:
+        """r̂ for the state u (1, C, d, h, w) of the whole volume. null: without the condition."""
+        return self._safe(
+            "denoise", u.shape[2:], lambda cut, dtype: self._tiled(told, is_null, u, tau, cut, dtype)
+        )
+
+    def _tiled(
+        self, told: _Told, is_null: bool, u: Tensor, tau: float, cut: Cut, dtype: torch.dtype
+    ) -> Tensor:
+        shape = (u.shape[2], u.shape[3], u.shape[4])
+        r = torch.zeros_like(u)
+        total = None if cut.halo is None else torch.zeros(shape, device=u.device)
+        for read, keep in self._boxes(shape, cut):
+            at = (slice(None), slice(None), *read)
+            y0 = told.y0[at]
+            one = y0.new_ones(1)
+            given = {"factor": one * told.factor, "rho": one * told.rho}
+            with torch.autocast(u.device.type, dtype, enabled=dtype != torch.float32):
+                if is_null:
+                    made = self.network.base(y0 + u[at], y0, one * tau, **given, null=one.bool())
+                else:
+                    made = self.network(y0 + u[at], y0, one * tau, **given, maps=told.maps[:, :, read[0]])
+            if total is None:
+                inner = [slice(k.start - r.start, k.stop - r.start) for k, r in zip(keep, read, strict=True)]
+                r[(slice(None), slice(None), *keep)] = made[(slice(None), slice(None), *inner)]
+            else:
+                weights = torch.from_numpy(_bell(made.shape[2:])).to(u.device)
+                r[at] += made * weights
+                total[read] += weights
+            told.passed(math.prod(k.stop - k.start for k in keep) / math.prod(shape))
+        return r if total is None else r / total
+
+    def _boxes(self, shape: Triple, cut: Cut) -> Iterator[tuple[Box, Box]]:
+        """(read, keep) of the tiles for the U-Net, in plane on multiples of its stride."""
+        unit = (1, self.network.stride, self.network.stride)
+        cells, tile = (
+            tuple(-(-min(n, m) // s) for n, m, s in zip(size, shape, unit, strict=True))
+            for size in (shape, cut.tile)
+        )
+
+        def voxels(box: Box) -> Box:
+            z, y, x = (
+                slice(b.start * s, min(b.stop * s, n)) for b, s, n in zip(box, unit, shape, strict=True)
+            )
+            return z, y, x
+
+        for read, keep in tiles(cells, tile, self._reach(cut.halo)):  # type: ignore[arg-type]
+            yield voxels(read), voxels(keep)
+
+    def _reach(self, halo: int | None) -> Triple:
+        """What a tile of the U-Net reads beyond what it keeps, in plane in units of its stride."""
+        n = self.network
+        z, plane = (n.z_reach, n.plane_reach) if halo is None else (halo, halo)
+        return z, -(-plane // n.stride), -(-plane // n.stride)
+
+    def _safe(self, name: str, shape: Sequence[int], run: Callable[[Cut, torch.dtype], T]) -> T:
+        """What a network gives for a latent of `shape`: in smaller tiles where a GPU is full, and once more in fp32
+        where it isn't finite."""
+        for dtype in dict.fromkeys((self.dtype, torch.float32)):
+            try:
+                made = run(self.cuts.get(name, WHOLE), dtype)
+            except torch.OutOfMemoryError:
+                made = None  # and only now, without what the traceback holds, once more
+            if made is None:
+                made = self._smaller(name, shape, run, dtype)
+            if torch.isfinite(torch.as_tensor(made)).all():
+                return made
+            self._remark(f"{name}: not finite in {str(dtype).removeprefix('torch.')}")
+        raise WeightsError(f"a network of the diffusion gives values that are not finite ({name})")
+
+    def _smaller(
+        self, name: str, shape: Sequence[int], run: Callable[[Cut, torch.dtype], T], dtype: torch.dtype
+    ) -> T:
+        tile, halo = self.cuts.get(name, WHOLE)
+        z, y, x = (max(SMALLEST, min(t, n) // 2) for t, n in zip(tile, shape, strict=True))
+        self.cuts[name] = Cut((z, y, x), halo)
+        self._remark(
+            f"{name}: the GPU's memory was full, tiles of {z} × {y} × {x} latent voxels from then on"
+        )
+        try:
+            return run(self.cuts[name], dtype)
+        except torch.OutOfMemoryError:
+            hint = "--max-memory below what is free there, or --device cpu"
+            raise ResourceError(
+                f"the GPU's memory is full, {name} needs less than is free", hint=hint
+            ) from None
+
+    def _remark(self, text: str) -> None:
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The latents (C, d, h, w) of a volume (m, H, W): of stage one, and K samples. On the CPU."""
+
+    diffuser: Diffuser
+    y0: Tensor
+    samples: list[Tensor]
+    size: Triple
+
+    def changes(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """What each sample changes in image slices start…stop − 1, before any projection: (stop − start, H, W), HU."""
+        before = self.diffuser.decode(self.y0, start, stop, self.size)
+        for z in self.samples:
+            change = self.diffuser.decode(z, start, stop, self.size)
+            change -= before
+            yield change
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the U-Net is told at every step. y0: (1, C, d, h, w); maps: (1, 2, d)."""
+
+    y0: Tensor
+    maps: Tensor
+    factor: float
+    rho: float
+    passed: Report
+
+
+def tile_within(size: Triple, reach: Triple, voxels: float) -> Triple | None:
+    """The tile of a latent of `size`, halved side by side, that reads at most so many voxels; None: none does."""
+
+    def read(tile: Sequence[int]) -> int:
+        return math.prod(
+            n if h >= n else min(n, t + 2 * h) for n, t, h in zip(size, tile, reach, strict=True)
+        )
+
+    tile = list(size)
+    while read(tile) > voxels:
+        halved = [
+            [max(SMALLEST, -(-t // 2)) if axis == i else t for i, t in enumerate(tile)] for axis in range(3)
+        ]
+        best = min(halved, key=read)
+        if read(best) >= read(tile):
+            return None
+        tile = best
+    return tile[0], tile[1], tile[2]
+
+
+def _bell(size: Sequence[int]) -> np.ndarray:
+    """(d, h, w) float32 weights of a tile, never zero: Gaussian, σ a quarter of it."""
+    sides = [np.exp(-8 * ((np.arange(n) - (n - 1) / 2) / n) ** 2) + 1e-3 for n in size]
+    made: np.ndarray = np.einsum("i,j,k->ijk", *sides).astype(np.float32)
+    return made
