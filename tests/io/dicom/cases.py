@@ -328,7 +328,7 @@ CASES: dict[str, Case] = {
     "two acquisitions that overlap": right(
         block(LONG[:12], phase(1)), block([replace(p, offset=50) for p in LONG[9:]], phase(2))
     ),
-    "two frames of reference": right(block(HFS[:6]), block(HFS[6:], put(FrameOfReferenceUID="1.2.3"))),
+    "two frames of reference": right(block(HFS[:6]), block(later()[6:], put(FrameOfReferenceUID="1.2.3"))),
     "four images at one position": refused(
         "position", *(block(later(20 * k)[:1], phase(k)) for k in (1, 2, 3, 4))
     ),
@@ -449,8 +449,8 @@ CASES: dict[str, Case] = {
     "enhanced, two directions": right(
         block([*HFS, *planes(offset=10, **CORONAL)], frames=True, shared=("PixelMeasuresSequence",))
     ),
-    "enhanced, RLE": right(block(SHUFFLED, frames=True, syntax=RLELossless)),
-    "enhanced, JPEG lossless": right(block(SHUFFLED, frames=True, syntax=JPEGLosslessSV1)),
+    "enhanced, RLE": right(block(frames=True, syntax=RLELossless)),
+    "enhanced, JPEG lossless": right(block(frames=True, syntax=JPEGLosslessSV1)),
     "enhanced, JPEG 2000 lossless": right(block(frames=True, syntax=JPEG2000Lossless)),
     "enhanced, big endian": right(block(frames=True, syntax=ExplicitVRBigEndian)),
     "enhanced, deflated": right(block(frames=True, syntax=DeflatedExplicitVRLittleEndian)),
