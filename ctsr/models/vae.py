@@ -34,8 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctsr.models.blocks import ChannelNorm, Conv, ResidualBlock, run_blocks, zeroed
+from ctsr.models.kl_slices import SliceDecoder, SliceEncoder
 
-__all__ = ["PRESETS", "CtVae", "VaeConfig", "kl_divergence"]
+__all__ = ["PRESETS", "CtVae", "VaeConfig", "kl"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 LOGVAR_START = -12.0  # a standard deviation of 0.0025, 1 HU in the image: samples begin as good as means
@@ -102,8 +103,9 @@ class CtVae(nn.Module):
         super().__init__()
         self.config = config = config or VaeConfig()
         self.gradient_checkpointing = False  # a second forward of each block saves the memory of its inside
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        by_slice = config.slice_groups > 1
+        self.encoder = SliceEncoder(config) if by_slice else Encoder(config)
+        self.decoder = SliceDecoder(config) if by_slice else Decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
@@ -271,7 +273,7 @@ def unfolded(x: Tensor, block: Triple) -> Tensor:
     return x.permute(0, 4, 1, 2, 3)
 
 
-def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+def kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL of N(mean, exp(logvar)) from N(0, 1), element by element (Kingma 2014, appendix B).
 
     The customary weight 1e-6 belongs to a sum over latents beside a sum over image voxels: with means of both, the same

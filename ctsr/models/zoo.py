@@ -27,7 +27,7 @@ from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.models.simple_unet3d import SimpleUNet3D, SimpleUNet3DConfig
 from ctsr.models.vae import CtVae, VaeConfig
 
-__all__ = ["DEPENDS", "FORMAT", "TRAINING", "ModelFile", "build", "pack", "unpack"]
+__all__ = ["DEPENDS", "FORMAT", "TRAINING", "ModelFile", "build", "pack", "read_header", "unpack"]
 
 FORMAT = "1"
 TRAINING = "train/"
@@ -95,7 +95,7 @@ def pack(
 
 def unpack(data: bytes, path: str) -> ModelFile:
     """Check the bytes of a model file and take it apart. Raises WeightsError; `path` is for its message."""
-    header = _header(data, path)
+    header = read_header(data, path)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsError("not a ctsr model (its metadata is no table of texts)", path=path)
@@ -170,7 +170,7 @@ def _nameless(kind: str, card: Mapping[str, Any]) -> str:
     return next((n for n in wanted if not re.fullmatch("[0-9a-f]{64}", str(card.get(n)))), "")
 
 
-def _header(data: bytes, path: str) -> dict[str, Any]:
+def read_header(data: bytes, path: str) -> dict[str, Any]:
     """The safetensors header, checked before anything is allocated for it."""
     if data[8:9] != b"{":  # else the first bytes are a length, whatever they look like
         for magic, reason in _FOREIGN:
