@@ -24,16 +24,8 @@ from ctsr.errors import CtsrError, NetworkError, ResourceError, UsageError, Weig
 from ctsr.io.atomic import input_error, output_error, sweep, write_bytes, write_text
 
 __all__ = [
-    "Progress",
-    "Reference",
-    "cache_folder",
-    "download",
-    "read",
-    "record_of",
-    "resolve",
-    "store",
-    "stored",
-]
+    "Progress", "Reference", "cache_folder", "download", "read", "record_of", "resolve", "store", "stored",
+]  # fmt: skip
 
 TIMEOUT = 60.0  # seconds without progress
 SLOWEST = 1000  # bytes/s over that time; less is no progress
@@ -42,9 +34,8 @@ BUSY = (408, 429, 500, 502, 503, 504)
 PIECE = 1 << 16  # bytes; the client's own, 10 MiB, would hide for minutes that something arrives
 
 _NAME = r"[A-Za-z0-9_][\w.-]*"
-_REFERENCE = re.compile(
-    rf"hf://({_NAME}/{_NAME})(?:@({_NAME}))?/((?:{_NAME}/)*{_NAME}\.safetensors)", re.ASCII
-)
+_FILE = rf"(?:{_NAME}/)*{_NAME}\.safetensors"
+_REFERENCE = re.compile(rf"hf://({_NAME}/{_NAME})(?:@({_NAME}))?/({_FILE})", re.ASCII)
 _ACCESS = ("access denied", "accept the terms on the model's page, then set HF_TOKEN")
 _REASONS = {
     "GatedRepoError": _ACCESS,
@@ -54,7 +45,8 @@ _REASONS = {
     "HFValidationError": ("not a name that the hub allows", "hf://org/repo@revision/file.safetensors"),
 }
 
-Progress = Callable[[dict[str, Any], int], None]
+Record = dict[str, Any]
+Progress = Callable[[Record, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +68,12 @@ class Reference:
         return f"hf://{self.repo}@{self.revision}/{self.file}"
 
     def under(self, root: Path) -> Path:
-        """Where it lies in a folder of ours; its record is beside it."""
+        """Where it lies in a folder of ours."""
         return root / f"{self.repo}@{self.revision}" / self.file
+
+    def record(self, root: Path) -> Path:
+        """Where its record lies."""
+        return self.under(root).with_name(Path(self.file).name + ".json")
 
 
 def cache_folder() -> Path:
@@ -103,13 +99,12 @@ def resolve(reference: str) -> Path:
     return parsed.under(root)
 
 
-def record_of(reference: Reference, root: Path) -> dict[str, Any]:
+def record_of(reference: Reference, root: Path) -> Record:
     """What was noted when the file came (commit, sha256, bytes, is_pinned, licence); empty where it is not there."""
-    path = reference.under(root)
     try:
-        record = json.loads(_record(path).read_text("utf-8"))
+        record = json.loads(reference.record(root).read_text("utf-8"))
         is_ours = isinstance(record["sha256"], str) and isinstance(record["bytes"], int)
-        return record if is_ours and path.is_file() else {}
+        return record if is_ours and reference.under(root).is_file() else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -137,14 +132,21 @@ def read(reference: Reference, root: Path, *, sha256: str = "") -> bytes:
     return data
 
 
-def store(data: bytes, reference: Reference, root: Path, record: dict[str, Any]) -> None:
-    """Check that the bytes are weights, and give them their name: the record first, the file last."""
-    _check_format(data, str(reference))
-    path = reference.under(root)
+def store(data: bytes, reference: Reference, root: Path, record: Record) -> None:
+    """Check that the bytes are weights, and give them their name: the record first, the file last.
+
+    A model of ours is checked whole; one of another layout is by whoever begins a training from it.
+    """
+    from ctsr.models import zoo
+
+    metadata = zoo.read_header(data, str(reference)).get("__metadata__")
+    if isinstance(metadata, dict) and "ctsr.format" in metadata:
+        zoo.unpack(data, str(reference))
+    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
     with _in_cache(root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(_record(path), json.dumps(record, indent=2, sort_keys=True) + "\n", overwrite=True)
-        write_bytes(path, data, overwrite=True)
+        reference.under(root).parent.mkdir(parents=True, exist_ok=True)
+        write_text(reference.record(root), text, overwrite=True)
+        write_bytes(reference.under(root), data, overwrite=True)
 
 
 def download(
@@ -155,7 +157,7 @@ def download(
     licence: str = "not known here",
     timeout: float = TIMEOUT,
     progress: Progress = lambda record, done: None,
-) -> dict[str, Any]:
+) -> Record:
     """Download, check and store a file, or leave nothing behind; returns its record.
 
     sha256: pinned; else the one that the hub names is checked. timeout: seconds without progress.
@@ -165,7 +167,7 @@ def download(
         hint = "ctsr download-weights --to FOLDER where there is a network, then --from FOLDER here"
         raise NetworkError("not here, and HF_HUB_OFFLINE is set", path=str(reference), hint=hint)
 
-    def on_answer(found: Any) -> dict[str, Any]:
+    def on_answer(found: Any) -> Record:
         named = sha256 or found.etag or ""
         if not found.commit_hash or not found.size:
             raise NetworkError("not the answer of a hub: no commit or no size in it", path=str(reference))
@@ -204,14 +206,10 @@ class _PassingError(NetworkError):
 
 
 def _fetch(
-    reference: Reference,
-    folder: Path,
-    timeout: float,
-    on_answer: Callable[[Any], dict[str, Any]],
-    progress: Progress,
-) -> dict[str, Any]:
+    reference: Reference, folder: Path, timeout: float, on_answer: Callable[[Any], Record], progress: Progress
+) -> Record:
     """Let the client work in a thread, and watch what arrives: it would sleep through a Retry-After of an hour."""
-    record: dict[str, Any] = {}
+    record: Record = {}
     failed: list[Exception] = []
 
     def work() -> None:
@@ -227,8 +225,8 @@ def _fetch(
         while thread.is_alive():
             thread.join(0.1)
             if record:
-                with contextlib.suppress(OSError, ValueError):  # renamed meanwhile
-                    done = max(done, *(path.stat().st_size for path in folder.rglob("*")))
+                with contextlib.suppress(OSError):  # renamed meanwhile
+                    done = max([done, *(path.stat().st_size for path in folder.rglob("*"))])
                 where = f" at {done / 1e6:.1f} of {_mb(record['bytes'])}"
                 progress(record, done)
             if done - seen > SLOWEST * timeout:
@@ -267,14 +265,12 @@ def _run_client(reference: Reference, folder: Path, on_answer: Callable[[Any], N
 
     session = client.get_session()
     session.event_hooks = session.event_hooks | {"response": [check_answer]}
-    where = {
-        "endpoint": os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    }  # also where it was set after import
-    url = client.hf_hub_url(reference.repo, reference.file, revision=reference.revision, **where)
-    found = client.get_hf_file_metadata(url, token=token, **where)
+    at = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None  # the client has read it when it was imported
+    url = client.hf_hub_url(reference.repo, reference.file, revision=reference.revision, endpoint=at)
+    found = client.get_hf_file_metadata(url, token=token, endpoint=at)
     on_answer(found)
-    what = {"revision": found.commit_hash, "local_dir": folder, "token": token}
-    client.hf_hub_download(reference.repo, reference.file, **what, **where)
+    what = {"revision": found.commit_hash, "local_dir": folder, "token": token, "endpoint": at}
+    client.hf_hub_download(reference.repo, reference.file, **what)
 
 
 def _as_ours(exc: BaseException, reference: Reference, where: str) -> Exception:
@@ -283,9 +279,7 @@ def _as_ours(exc: BaseException, reference: Reference, where: str) -> Exception:
         return exc
     if type(exc).__name__ == "LocalEntryNotFoundError" and exc.__cause__:  # its advice hides the reason
         exc = exc.__cause__
-    if (
-        isinstance(exc, OSError) and exc.errno
-    ):  # the network's errors are none of the system's: it is the disk
+    if isinstance(exc, OSError) and exc.errno:  # the client's own have no number: it is the disk
         return output_error(exc, cache_folder())
     status, path = getattr(getattr(exc, "response", None), "status_code", None), str(reference)
     if known := _REASONS.get(type(exc).__name__) or (_ACCESS if status in (401, 403) else None):
@@ -300,9 +294,8 @@ def _as_ours(exc: BaseException, reference: Reference, where: str) -> Exception:
     while root is not None and not getattr(root, "strerror", None):
         root = root.__cause__ or root.__context__
     reason = "connection lost" + where if where else "no connection to the hub"
-    return NetworkError(
-        f"{reason}: {getattr(root, 'strerror', type(exc).__name__)}", path=path, hint="try again"
-    )
+    cause = getattr(root, "strerror", type(exc).__name__)
+    return NetworkError(f"{reason}: {cause}", path=path, hint="try again")
 
 
 @contextlib.contextmanager
@@ -318,28 +311,6 @@ def _in_cache(root: Path) -> Iterator[None]:
 def _check_hash(data: bytes, expected: str, path: str | Path, hint: str) -> None:
     if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise WeightsError(f"sha256 is {found}, expected {expected}", path=path, hint=hint)
-
-
-def _check_format(data: bytes, path: str) -> None:
-    """A model of ours is checked whole; of another layout, which a training may begin from, the tensors are."""
-    import safetensors.torch
-    import torch
-
-    from ctsr.models import zoo
-
-    if b'"ctsr.format"' in data[: zoo.HEADER_LIMIT] or data[8:9] != b"{":
-        zoo.unpack(data, path)
-        return
-    try:
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as exc:
-        raise WeightsError(f"damaged weights: {exc}", path=path) from exc
-    if broken := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise WeightsError(f"{len(broken)} tensors are not finite, the first is {broken[0]}", path=path)
-
-
-def _record(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
 
 
 def _mb(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -199,10 +200,6 @@ def test_an_altered_file_in_the_cache_is_refused(server):
         hub.resolve(TEXT)
 
 
-def foreign(**tensors: torch.Tensor) -> bytes:
-    return safetensors.torch.save(tensors)
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -211,15 +208,11 @@ def foreign(**tensors: torch.Tensor) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"<!DOCTYPE html>", "a web page"),
         (model()[:-4], "damaged or truncated"),
-        (foreign(w=torch.ones(2))[:-4], "damaged weights"),
-        (foreign(w=torch.tensor([1.0, torch.nan])), "1 tensors are not finite, the first is w"),
         (model(ctsr_format="99"), "model format 99"),
     ],
-    ids=["pickle", "zip", "LFS", "HTML", "cut", "foreign and cut", "not finite", "format"],
+    ids=["pickle", "zip", "LFS", "HTML", "cut", "format"],
 )
 def test_what_is_no_weights_is_refused_although_its_hash_fits(server, tmp_path, data, words):
-    import hashlib
-
     server.data = data
     server.fail("HEAD", etag=hashlib.sha256(data).hexdigest())
     with pytest.raises(WeightsError, match=words):
@@ -229,9 +222,7 @@ def test_what_is_no_weights_is_refused_although_its_hash_fits(server, tmp_path, 
 
 def test_weights_of_another_layout_are_kept(server):
     """A training may begin from them; whoever loads them checks their kind."""
-    import hashlib
-
-    server.data = foreign(**{"encoder.conv_in.weight": torch.ones(2, 2)})
+    server.data = safetensors.torch.save({"encoder.conv_in.weight": torch.ones(2, 2)})
     server.fail("HEAD", etag=hashlib.sha256(server.data).hexdigest())
     assert hub.resolve(TEXT).read_bytes() == server.data
     with pytest.raises(WeightsError, match="not a ctsr model"):
