@@ -16,7 +16,7 @@ from torch import Tensor
 from ctsr.models.kl_slices import WHOLE_SLICE
 from ctsr.models.vae import CtVae
 
-__all__ = ["TILE", "Box", "decode_tiled", "decode_tiles", "encode_tiled", "latent_size", "tiles"]
+__all__ = ["Box", "Triple", "decode_tiled", "decode_tiles", "encode_tiled", "latent_size", "tiles"]
 
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
@@ -53,7 +53,8 @@ def encode_tiled(
 ) -> Tensor:
     """(D, H, W) HU of any type → posterior means, standardised, (C, d, h, w) float32 where the model is.
 
-    tile: latent voxels a tile keeps at most; None: what suits the network. dtype: of the network's inside. progress is told each tile's share.
+    tile: latent voxels a tile keeps at most; None: what suits the network. dtype: of the network's inside.
+    progress is told each tile's share.
     """
     size = latent_size(vae, hu.shape)
     device = vae.latent_mean.device

@@ -52,7 +52,7 @@ class SliceEncoder(nn.Module):
         h = self.mid_block(h, depth, is_thrifty)
         h = F.silu(self.conv_norm_out(h))
         with torch.autocast(h.device.type, enabled=False):
-            return _volume(self.quant_conv(self.conv_out(h.float())), depth)
+            return _volume(self.quant_conv(self.conv_out(h.to(self.conv_out.weight.dtype))), depth)
 
 
 class SliceDecoder(nn.Module):
@@ -79,7 +79,7 @@ class SliceDecoder(nn.Module):
             h = level(h, depth, is_thrifty)
         h = F.silu(self.conv_norm_out(h))
         with torch.autocast(h.device.type, enabled=False):  # bfloat16 would round HU to steps of 4 to 8
-            return _volume(self.conv_out(h.float()), depth)
+            return _volume(self.conv_out(h.to(self.conv_out.weight.dtype)), depth)
 
 
 class _Level(nn.Module):

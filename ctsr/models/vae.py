@@ -203,8 +203,8 @@ class Encoder(nn.Module):
             h = run_blocks(blocks, down(folded(h, (stride, 2, 2))), is_thrifty=is_thrifty)
         made: Tensor = self.head(F.silu(self.norm(h)))
         with torch.autocast(x.device.type, enabled=False):
-            means = self.linear(folded(x.float(), self.config.strides))
-            return torch.cat([means, torch.zeros_like(means)], dim=1) + made.float()
+            means = self.linear(folded(x.to(self.linear.weight.dtype), self.config.strides))
+            return torch.cat([means, torch.zeros_like(means)], dim=1) + made.to(means.dtype)
 
 
 class Decoder(nn.Module):
@@ -244,7 +244,8 @@ class Decoder(nn.Module):
             h = run_blocks(self.levels[level], h, is_thrifty=is_thrifty)
         made: Tensor = self.head(F.silu(self.norm(h)))
         with torch.autocast(z.device.type, enabled=False):
-            return unfolded(self.linear(z.float()), self.config.strides) + unfolded(made.float(), (1, u, u))
+            x = unfolded(self.linear(z.to(self.linear.weight.dtype)), self.config.strides)
+            return x + unfolded(made.to(x.dtype), (1, u, u))
 
 
 class PerVoxel(nn.Linear):
