@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchSize", "DataDir", "Epochs", "GradientCheckpointing", "LearningRate", "Log", "MaxSteps", "Resume", "Told",
-    "TrainSplit", "UseAmp", "ValSplit", "ValidateEvery", "WarmupSteps", "ZTruthMax", "check", "finish", "is_first",
-    "output_dir", "places",
+    "TrainSplit", "UseAmp", "VaeCheckpoint", "ValSplit", "ValidateEvery", "WarmupSteps", "ZTruthMax", "check", "finish",
+    "is_first", "output_dir", "places", "vae_of",
 ]  # fmt: skip
 
 DataDir = Annotated[Path | None, o.option("--data-dir", help="Thin scans; default: data/ of the project.")]
@@ -58,6 +58,14 @@ UseAmp = Annotated[bool, o.option("--use-amp", advanced=True, help="Mixed precis
 GradientCheckpointing = Annotated[
     bool, o.option("--gradient-checkpointing", advanced=True, help="Less memory, more time.")
 ]
+VaeCheckpoint = Annotated[
+    str | None,
+    o.option(
+        "--vae-checkpoint",
+        metavar="PATH",
+        help="From finetune-vae; default: checkpoints/vae/best.safetensors of the project.",
+    ),
+]
 Log = Annotated[str, o.option("--log", advanced=True, help="tensorboard or none.")]
 
 
@@ -84,6 +92,11 @@ def places(
         "val_split": val_split or data / "val_files.txt",
         "output_dir": output_dir or root / "checkpoints" / kind,
     }
+
+
+def vae_of(project: Path, given: str | None) -> str:
+    """The autoencoder to work with."""
+    return given or str(project / "checkpoints" / "vae" / "best.safetensors")
 
 
 def is_first() -> bool:

@@ -48,7 +48,11 @@ def volumes_in(folder: PathLike) -> list[Path]:
 
 
 def read_file_list(
-    path: PathLike, data_dir: PathLike | None = None, *, notes: list[str] | None = None
+    path: PathLike,
+    data_dir: PathLike | None = None,
+    *,
+    notes: list[str] | None = None,
+    must_exist: bool = True,
 ) -> list[Path]:
     """The files that a list names, one a line, in its order.
 
@@ -78,7 +82,7 @@ def read_file_list(
             raise InputError(f"{name} cannot be looked at", path=where) from exc
         if not real.is_relative_to(inside):
             raise InputError(f"{name} lies outside the data folder {folder}", path=where)
-        if not is_there:
+        if must_exist and not is_there:
             raise InputError(f"{name} does not exist", path=where)
         if real in files and notes is not None:
             notes.append(f"{where}: {name} stands in the list twice, taken once")

@@ -14,11 +14,16 @@ from typing import Any, Protocol
 from ctsr import __version__
 from ctsr.data.pairs import PairRecipe, TrainVolume
 from ctsr.data.volumes import load_volumes, refuse_leaks
+from ctsr.errors import WeightsError
+from ctsr.models.vae import CtVae
+from ctsr.models.zoo import ModelFile
 from ctsr.train.checkpoint import locked
 from ctsr.train.loop import LoopConfig, Report
+from ctsr.weights.registry import load_model, locate
 
 __all__ = [
-    "ScanReport", "ScanTraining", "Stopping", "card", "is_first", "load_scans", "never", "planned", "refuse_taken",
+    "ScanReport", "ScanTraining", "Stopping", "card", "is_first", "load_scans", "load_vae", "never", "planned",
+    "refuse_taken",
 ]  # fmt: skip
 
 SAMPLES_A_SCAN = 256  # what one epoch takes from each
@@ -78,6 +83,15 @@ def load_scans(request: ScanTraining, report: Report) -> tuple[list[TrainVolume]
     for note in notes:
         report.note(note)
     return train_set, val_set
+
+
+def load_vae(name: str) -> tuple[CtVae, ModelFile]:
+    """The autoencoder of a file. WeightsError, with the command that makes one, where there is none."""
+    if not locate(name).exists():
+        raise WeightsError("no autoencoder here", path=name, hint="ctsr finetune-vae trains one")
+    vae, file = load_model(name, kind="vae")
+    assert isinstance(vae, CtVae)
+    return vae, file
 
 
 def planned(loop: LoopConfig, epochs: int | None, *, n_scans: int) -> LoopConfig:

@@ -1,0 +1,196 @@
+"""Pairs of latents on disk: a file a pair, of the thin truth and of what stage one made of its thick slices.
+
+`FOLDER/SCAN/x3-0.safetensors` is the first pair of that scan at factor 3. Beside the latents lies an excerpt in HU, on
+which trainings are validated: they need neither the scans nor stage one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ctsr.core.zgrid import ZGrid
+from ctsr.errors import InputError, WeightsError
+from ctsr.io.atomic import write_bytes
+
+__all__ = [
+    "DTYPES",
+    "EXCERPT",
+    "LatentPair",
+    "PairRecord",
+    "Stamp",
+    "check_stamps",
+    "excerpt_box",
+    "write_pair",
+]
+
+FORMAT = 1
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+EXCERPT = ("truth", "stage_one", "body")  # int16 HU, int16 HU, a mask; (D, H, W) each
+EXCERPT_SIZE = (48, 96, 96)  # voxels at most; 4 samples of 15 steps take two cores some 20 s
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Whose latents they are. recipe: a digest that stage ones trained alike, on other scans, share."""
+
+    vae_sha256: str
+    stage_one_sha256: str
+    recipe: str
+    is_out_of_fold: bool  # this stage one was not trained on this scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRecord:
+    """How a pair came about. content: sha256 of the scan's voxels; rho: thickness over spacing of the thick slices."""
+
+    stamp: Stamp
+    content: str
+    factor: int
+    rho: float
+    n: int  # thick slices
+    spacing: float  # of the thin slices, mm
+    pixel: float  # mm
+    flips: tuple[bool, bool, bool]
+    strides: Triple  # image voxels a latent voxel
+    corner: Triple  # the excerpt's, in latent voxels
+    dtype: str
+    seed: int
+    mean_square: float = 0.0  # of x₀ − y₀
+
+    @property
+    def grid(self) -> ZGrid:
+        """The thin slices that belong to the thick ones."""
+        return ZGrid(self.n, float(self.factor))
+
+    def difference(self, other: PairRecord) -> str:
+        """The first entry in which another pair was made otherwise, with both values; "" where none."""
+        a, b = asdict(self), asdict(other)
+        return next((f"{k}: {a[k]}, now {b[k]}" for k in a if k != "mean_square" and a[k] != b[k]), "")
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPair:
+    """A pair file, of which only the header was read. name: of the scan; shape: (C, d, h, w) of each latent."""
+
+    path: Path
+    name: str
+    record: PairRecord
+    shape: tuple[int, int, int, int]
+
+    @property
+    def content(self) -> str:
+        """sha256 of the scan's voxels."""
+        return self.record.content
+
+    @classmethod
+    def open(cls, path: Path, name: str = "") -> LatentPair:
+        """Raises InputError where the file is no pair of latents, damaged, or its parts do not fit each other."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                told: dict[str, Any] = json.loads((file.metadata() or {})["ctsr.latents"])
+                shapes = {k: tuple(file.get_slice(k).get_shape()) for k in ("x0", "y0", *EXCERPT)}
+            if told.pop("format") != FORMAT:
+                raise ValueError("made by another version of ctsr")
+            told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+            record = PairRecord(**{**told, "stamp": Stamp(**told["stamp"])})
+            c, d, h, w = shapes["x0"]
+            voxels = (record.grid.m, h * record.strides[1], w * record.strides[2])
+            ends = [a * s + n for a, s, n in zip(record.corner, record.strides, shapes["truth"], strict=True)]
+            fits = shapes["y0"] == shapes["x0"] and d == -(-record.grid.m // record.strides[0])
+            fits &= len({shapes[k] for k in EXCERPT}) == 1 and all(map(int.__le__, ends, voxels))
+            if not fits:
+                raise ValueError(f"its parts do not fit each other: {shapes}")
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as exc:
+            raise InputError(
+                f"no pair of latents, or damaged: {exc}", path=path, hint="encode it again"
+            ) from exc
+        return cls(path, name, record, (c, d, h, w))
+
+    @classmethod
+    def find(cls, folder: Path, name: str) -> list[LatentPair]:
+        """All pairs of a scan; may be empty."""
+        return [cls.open(path, name) for path in sorted((folder / name).glob("x*.safetensors"))]
+
+    def read(self, corner: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A part of x₀ and of y₀, (C, *size) float32 each; InputError where a value is not finite."""
+        z, y, x = (slice(c, c + n) for c, n in zip(corner, size, strict=True))
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            x0, y0 = (file.get_slice(name)[:, z, y, x].float() for name in ("x0", "y0"))
+        if not (x0.isfinite().all() and y0.isfinite().all()):
+            raise InputError("latents that are not finite", path=self.path, hint="encode it again")
+        return x0, y0
+
+    def excerpt(self) -> list[np.ndarray]:
+        """Truth, stage one and the body's mask."""
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            return [file.get_tensor(name).numpy() for name in EXCERPT]
+
+
+def excerpt_box(record: PairRecord, size: Sequence[int]) -> tuple[Triple, Triple]:
+    """Corner, in latent voxels, and size, in voxels, of the excerpt from the middle of a volume of `size` (D, H, W).
+
+    Its borders are borders of thick slices and of latent voxels.
+    """
+    corner, lengths = [], []
+    for n, most, stride, step in zip(size, EXCERPT_SIZE, record.strides, (record.factor, 1, 1), strict=True):
+        unit = math.lcm(stride, step)
+        lengths.append(min(n, max(unit, most // unit * unit)))
+        corner.append((n - lengths[-1]) // 2 // unit * unit // stride)
+    return (corner[0], corner[1], corner[2]), (lengths[0], lengths[1], lengths[2])
+
+
+def write_pair(
+    path: Path,
+    record: PairRecord,
+    latents: Sequence[Tensor],
+    excerpt: Sequence[np.ndarray],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write x₀ and y₀, and truth, stage one and mask; the same content gives the same bytes."""
+    kept = {name: t.to(DTYPES[record.dtype]) for name, t in zip(("x0", "y0"), latents, strict=True)}
+    if not all(t.isfinite().all() for t in kept.values()):
+        hint = "--dtype bf16 has the range of fp32"
+        raise WeightsError(f"the latents are not finite as {record.dtype}", path=path, hint=hint)
+    for name, part in zip(EXCERPT, excerpt, strict=True):
+        stored = part if part.dtype == bool else np.rint(part).clip(-32768, 32767).astype(np.int16)
+        kept[name] = torch.from_numpy(np.ascontiguousarray(stored))
+    told = json.dumps(asdict(record) | {"format": FORMAT}, sort_keys=True, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, safetensors.torch.save(kept, metadata={"ctsr.latents": told}), overwrite=overwrite)
+
+
+def check_stamps(stamps: Iterable[tuple[Path, Stamp]]) -> None:
+    """WeightsError where latents do not belong together: all are of one autoencoder, and of one stage one.
+
+    Stage ones may be several where each is of the same recipe and none has seen the scans that it worked on.
+    """
+    every = list(stamps)
+    for path, stamp in every:
+        other, one = every[0]
+        pair = stamp, one
+        if stamp.vae_sha256 != one.vae_sha256:
+            what, (found, expected) = "VAE", (s.vae_sha256 for s in pair)
+        elif stamp.stage_one_sha256 != one.stage_one_sha256 and not (
+            stamp.recipe == one.recipe and stamp.is_out_of_fold and one.is_out_of_fold
+        ):
+            what, (found, expected) = "stage one", (s.stage_one_sha256 for s in pair)
+        else:
+            continue
+        raise WeightsError(
+            f"latents of the {what} {found[:12]}…, those of {other} are of {expected[:12]}…",
+            path=path,
+            hint="encode all with the same, into another --output-dir",
+        )

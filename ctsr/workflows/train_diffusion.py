@@ -1,0 +1,220 @@
+"""`train-diffusion`: pairs of latents in, a folder of checkpoints out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ctsr.core.zgrid import ZGrid
+from ctsr.data.latents import LatentPair, check_stamps
+from ctsr.data.volumes import refuse_leaks
+from ctsr.diffusion.schedule import Schedule, kappa_for
+from ctsr.errors import UsageError, WeightsError
+from ctsr.infer.diffusion import Diffuser, schedule_of
+from ctsr.infer.sampling import Sampling
+from ctsr.io.lists import read_file_list
+from ctsr.models.control import ControlledUNet
+from ctsr.models.latent_unet import LatentUNetConfig
+from ctsr.train import checkpoint
+from ctsr.train.diffusion import DiffusionTask, Regression, residual_rms
+from ctsr.train.loop import LoopConfig, Outcome, Report, train
+from ctsr.weights.registry import load_model
+from ctsr.workflows.training import Stopping, card, is_first, load_vae, never, planned, refuse_taken
+
+__all__ = ["Result", "TrainDiffusion", "TrainingReport", "train_diffusion"]
+
+WARM_UP, WARM_UP_SHARE = 500, 20  # steps at most, and what part of all steps, that V is measured with
+LEAKY = 0.05  # difference of the residuals' size, train against val, from which on it is said
+MAKE_LATENTS = "ctsr encode-latents makes them"
+
+
+class TrainingReport(Report, Protocol):
+    """What the training of a diffusion tells."""
+
+    def begin(self, max_steps: int) -> None:
+        """How many steps come: of the regression, and then of the diffusion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDiffusion:
+    """What the command line says; the defaults are its defaults. patch: latent voxels (D, H, W)."""
+
+    latent_dir: Path = Path("latents")
+    train_split: Path = Path("data/train_files.txt")
+    val_split: Path = Path("data/val_files.txt")
+    output_dir: Path = Path("checkpoints/diffusion")
+    vae_checkpoint: str = "checkpoints/vae/best.safetensors"
+    preset: str = "compact"
+    model_channels: int | None = None
+    schedule: str = "ctsr"  # or published
+    kappa: float | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    guidance_dropout: float = 0.1
+    patch: tuple[int, int, int] = (8, 24, 24)
+    epochs: int | None = None
+    resume: bool = True
+    gradient_checkpointing: bool = False
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=20_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the training ended, and the best's validation."""
+
+    outcome: Outcome
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping: Stopping = never) -> Result:
+    """Train U-Net and control branch; before, where κ is neither given nor known, a regression that it follows from.
+
+    Raises UsageError, InputError, WeightsError, ResourceError before any step, TrainingDiverged during one.
+    """
+    folder = request.output_dir
+    train_set, val_set = (
+        _pairs(request, split, report) for split in (request.train_split, request.val_split)
+    )
+    refuse_leaks(train_set, val_set)
+    vae, vae_file = load_vae(request.vae_checkpoint)
+    _check(train_set + val_set, (vae.latent_channels, *vae.strides), vae_file.sha256, request)
+    refuse_taken(folder)
+    loop = planned(request.loop, request.epochs, n_scans=len({p.name for p in train_set}))
+    rms = {"train": residual_rms(train_set), "val": residual_rms(val_set)}
+    is_out_of_fold = all(p.record.stamp.is_out_of_fold for p in train_set + val_set)
+    if is_first():
+        fold = "out of fold" if is_out_of_fold else "trained on some of these scans"
+        report.note(
+            f"stage one {fold}; residual {rms['train']:.3g} of a latent's spread, {rms['val']:.3g} on val"
+        )
+        if not math.isclose(rms["train"], rms["val"], rel_tol=LEAKY):
+            report.note("they differ by more than 5 %: scans of another kind, or a stage one that knows some")
+
+    def task(path: Schedule, sampling: Sampling) -> DiffusionTask:
+        def change(
+            x: np.ndarray,
+            network: ControlledUNet,
+            *,
+            grid: ZGrid,
+            rho: float,
+            progress: Callable[[float], None],
+        ) -> np.ndarray:
+            diffuser = Diffuser(network, vae, path, sampling, torch.device(loop.device), torch.float32)
+            size = (x.shape[0], x.shape[1], x.shape[2])
+            drawn = diffuser.draw(
+                lambda a, b: x[a:b], [(0, len(x))], size, grid=grid, rho=rho, progress=progress
+            )
+            return np.stack(list(drawn.changes(0, len(x))))
+
+        model = _model(request, vae.latent_channels, path.kappa, rms["train"])
+        told = {name: getattr(sampling, name) for name in ("sampler", "num_steps", "samples")}
+        made_of = card([p.name for p in train_set], seed=loop.seed, init=None, init_sha256=None) | {
+            "vae_sha256": vae_file.sha256,
+            "stage_one_sha256": val_set[0].record.stamp.stage_one_sha256,
+            "stage_one_out_of_fold": is_out_of_fold,
+            "residual_rms": rms,
+            "schedule": asdict(path),
+            "sampling": told,
+            "ranges": _ranges(train_set),
+        }
+        return DiffusionTask(
+            model, train_set, val_set, path=path, sampling=told, change=change, patch=request.patch,
+            dropout=request.guidance_dropout, seed=loop.seed, card=made_of,
+        )  # fmt: skip
+
+    with stopping() as stop:
+        path = _known_schedule(request)
+        if path is None:
+            steps = min(WARM_UP, max(1, loop.max_steps // WARM_UP_SHARE))
+            warm_up = replace(
+                loop, max_steps=steps, validate_every=steps, warmup_steps=steps // 5, log="none"
+            )
+            report.begin(steps)
+            regression = task(Regression(0.5, 0.99, 1.0, 1.0), Sampling(num_steps=1, samples=1))
+            where = folder / "regression"
+            outcome = train(regression, warm_up, where, report=report, resume=request.resume, stop=stop)
+            if outcome.stopped_by is not None:
+                return Result(outcome)
+            losses = checkpoint.read(where).card["training"]["losses"]
+            variance = rms["train"] ** 2 * min(1.0, float(np.mean(losses[len(losses) // 2 :])))
+            path = Schedule.ctsr(kappa_for(rms["train"], variance), variance)
+            if is_first():
+                report.note(f"κ = {path.kappa:.3g}: after {steps} steps of regression V = {variance:.3g}")
+        report.begin(loop.max_steps)
+        outcome = train(
+            task(path, request.sampling), loop, folder, report=report, resume=request.resume, stop=stop
+        )
+    if outcome.stopped_by is not None or not is_first():
+        return Result(outcome)
+    return Result(outcome, load_model(folder / "best.safetensors", kind="diffusion")[1].card["metrics"])
+
+
+def _pairs(request: TrainDiffusion, split: Path, report: Report) -> list[LatentPair]:
+    """The pairs of the scans in a list, the names of which are those of folders of latents."""
+    folder = request.latent_dir
+    if not folder.is_dir():
+        raise UsageError("no latents here", path=folder, hint=MAKE_LATENTS)
+    names = [p.relative_to(folder).as_posix() for p in read_file_list(split, folder, must_exist=False)]
+    found = {name: LatentPair.find(folder, name) for name in names}
+    if without := [name for name in names if not found[name]]:
+        finding = (
+            f"{len(without)} of {len(names)} scans in {split} have no latents, the first is {without[0]}"
+        )
+        if len(without) == len(names):
+            raise UsageError(finding, path=folder, hint=MAKE_LATENTS)
+        if is_first():
+            report.note(finding)
+    return [pair for pairs in found.values() for pair in pairs]
+
+
+def _check(pairs: Sequence[LatentPair], plan: tuple[int, ...], sha256: str, request: TrainDiffusion) -> None:
+    """WeightsError where latents are not of this autoencoder, or of several stage ones."""
+    check_stamps((p.path, p.record.stamp) for p in pairs)
+    if (theirs := pairs[0].record.stamp.vae_sha256) != sha256:
+        raise WeightsError(
+            f"latents of the VAE {theirs[:12]}…, {request.vae_checkpoint} is {sha256[:12]}…",
+            path=pairs[0].path,
+            hint="--vae-checkpoint, or encode them again",
+        )
+    for p in pairs:
+        if (found := (p.shape[0], *p.record.strides)) != plan:
+            raise WeightsError(f"latents of {found} channels and strides, the VAE has {plan}", path=p.path)
+
+
+def _model(request: TrainDiffusion, channels: int, kappa: float, residual_std: float) -> ControlledUNet:
+    changes: dict[str, Any] = {"latent_channels": channels, "kappa": kappa, "residual_std": residual_std}
+    if request.model_channels is not None:
+        changes["model_channels"] = request.model_channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.loop.seed)
+        model = ControlledUNet(LatentUNetConfig.preset(request.preset, **changes))
+    model.gradient_checkpointing = request.gradient_checkpointing
+    return model
+
+
+def _known_schedule(request: TrainDiffusion) -> Schedule | None:
+    """The schedule where it needs no measuring: as asked for, or as the run that goes on has it."""
+    if request.schedule == "published":
+        return Schedule.published(request.sampling.num_steps)
+    if request.kappa is not None:
+        return Schedule.ctsr(request.kappa)
+    if not (request.resume and (request.output_dir / "last.safetensors").exists()):
+        return None
+    file = checkpoint.read(request.output_dir)
+    return schedule_of(file.card, file.config.get("kappa", 0.0))
+
+
+def _ranges(pairs: Sequence[LatentPair]) -> dict[str, list[float]]:
+    """What the weights are for: see `ctsr.metrics.domain`."""
+    of = {
+        "factor": [float(p.record.factor) for p in pairs],
+        "input_spacing_mm": [p.record.factor * p.record.spacing for p in pairs],
+        "relative_width": [p.record.rho for p in pairs],
+        "in_plane_spacing_mm": [p.record.pixel for p in pairs],
+    }
+    return {name: [min(values), max(values)] for name, values in of.items()}
