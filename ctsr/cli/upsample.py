@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,12 @@ import typer
 
 from ctsr.cli import options as o
 from ctsr.errors import UsageError
+from ctsr.infer.sampling import SAMPLERS, Sampling
 
 __all__ = ["register"]
 
+_SAMPLING = Sampling()
+DIFFUSION = "With --model diffusion"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -40,7 +44,7 @@ def upsample(
         float | None, o.length("--spacing", help="Instead of --factor: slice spacing of the result.")
     ] = None,
     model: Annotated[
-        str, o.option("--model", help="baseline, inverse, cubic, linear or nearest.")
+        str, o.option("--model", help="baseline, diffusion, inverse, cubic, linear or nearest.")
     ] = "baseline",
     thickness: Annotated[
         float | None,
@@ -65,6 +69,39 @@ def upsample(
     ] = None,
     project: Annotated[
         Path | None, o.option("--project", help="Take the weights trained in this project folder.")
+    ] = None,
+    vae_checkpoint: Annotated[
+        str | None,
+        o.option(
+            "--vae-checkpoint", panel=DIFFUSION, metavar="FILE", help="Its VAE, where not in its project."
+        ),
+    ] = None,
+    stage_one: Annotated[
+        str | None,
+        o.option(
+            "--stage-one", panel=DIFFUSION, metavar="FILE", help="Its stage one, where not in its project."
+        ),
+    ] = None,
+    num_steps: Annotated[
+        int, o.option("--num-steps", panel=DIFFUSION, help="Calls of the network for a sample.")
+    ] = _SAMPLING.num_steps,
+    sampler: Annotated[
+        str, o.option("--sampler", panel=DIFFUSION, help=", ".join(SAMPLERS[:-1]) + f" or {SAMPLERS[-1]}.")
+    ] = _SAMPLING.sampler,
+    guidance_scale: Annotated[
+        float,
+        o.number("--guidance-scale", panel=DIFFUSION, help="1: none. Any other takes twice as long."),
+    ] = _SAMPLING.guidance_scale,
+    samples: Annotated[
+        int, o.option("--samples", panel=DIFFUSION, help="How many are drawn; the time is in proportion.")
+    ] = _SAMPLING.samples,
+    estimate: Annotated[
+        str,
+        o.option("--estimate", panel=DIFFUSION, help="What is written: mean of the samples, or one sample."),
+    ] = _SAMPLING.estimate,
+    save_uncertainty: Annotated[
+        Path | None,
+        o.option("--save-uncertainty", panel=DIFFUSION, metavar="FILE", help="Spread of the samples, HU."),
     ] = None,
     overwrite: o.Overwrite = False,
     skip_existing: o.SkipExisting = False,
@@ -138,6 +175,14 @@ def upsample(
         raise UsageError(f"--consistency: {consistency} is not hard or off")
     if project is not None and checkpoint is not None:
         raise UsageError("--project and --checkpoint exclude each other")
+    sampling = Sampling(
+        num_steps=num_steps, sampler=sampler, guidance_scale=guidance_scale,
+        samples=samples, estimate=estimate, seed=seed,
+    )  # fmt: skip
+    if model != "diffusion" and sampling != replace(_SAMPLING, seed=seed):
+        raise UsageError(
+            f"--num-steps, --sampler, --guidance-scale, --samples and --estimate: not with --model {model}"
+        )
     limit = _bytes(max_memory)
     n_threads = o.use_threads(threads)
     console = o.console_of(quiet, verbose, as_json)
@@ -152,12 +197,14 @@ def upsample(
     thinner = Thinner(
         factor=factor, spacing=spacing, model=model, thickness=thickness, out_thickness=out_thickness, axis=axis,
         checkpoint=str(project / "checkpoints" / model / "best.safetensors") if project else checkpoint,
+        vae_checkpoint=vae_checkpoint, stage_one=stage_one, sampling=sampling,
         profile=read_profile(profile, notes=notes), is_consistent=consistency == "hard", patch=patch_size,
         overlap=overlap, max_memory=limit, device=device, dtype=dtype, is_strict=strict,
     )  # fmt: skip
     files = FileOptions(
         like=like, random_uids=random_uids, overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run,
-        preview=preview, save_added=save_added, form=form, hu_offset=hu_offset, seed=seed, threads=n_threads,
+        preview=preview, save_added=save_added, save_uncertainty=save_uncertainty, form=form, hu_offset=hu_offset,
+        seed=seed, threads=n_threads,
     )  # fmt: skip
     for note in notes:
         console.note(note)

@@ -37,6 +37,7 @@ Report = Callable[[float], None]
 Rows = Callable[[int, int], np.ndarray]
 SMALLEST = 4  # latent voxels of a tile's side
 BLENDED = 6  # of a halo, where memory does not allow an exact one
+GPU_SHARE = 0.9  # of its free memory
 # Tensors of a network's first level that are alive at once, of 4 bytes a value. Measured on a CPU: …
 ALIVE = {"encode": 6.0, "denoise": 7.0, "decode": 6.0}
 STATES = (
@@ -141,38 +142,40 @@ class Diffuser:
         )
         return hu[start - first * stride : stop - first * stride]
 
-    def fit(self, size: Triple, slab: int, budget: Mapping[str, float]) -> dict[str, Cut] | None:
-        """Cuts with which each network stays below its bytes; None where there are none.
+    def fit(self, name: str, slices: int, size: Triple, limit: float) -> tuple[Cut, float]:
+        """The largest tiles of `encode`, `denoise` or `decode` that stay below `limit` bytes, and their bytes.
 
-        size: (m, H, W); slab: slices that are encoded and decoded at once.
+        size: (m, H, W), of which `slices` pass at once. Where nothing fits, the smallest tiles.
         """
-        d, h, w = latent_size(self.vae, size)
-        cuts = {}
-        for name in ("encode", "denoise", "decode"):
-            voxels = budget[name] / self.bytes_a_voxel(name)
-            if name == "denoise":
-                unit = self.network.stride
-                shape, reach = (d, -(-h // unit), -(-w // unit)), self._reach(None)
-                tile, halo = tile_within(shape, reach, voxels / unit**2), None
-                if tile is None:
-                    tile, halo = tile_within(shape, self._reach(BLENDED), voxels / unit**2), BLENDED
-                tile = tile and (tile[0], tile[1] * unit, tile[2] * unit)
-            else:
-                reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
-                depth = min(d, -(-slab // self.vae.strides[0]) + 2 * reach[0] + 1)
-                tile, halo = tile_within((depth, h, w), reach, voxels), None
-            if tile is None:
-                return None
-            cuts[name] = Cut(tile, halo)
-        return cuts
+        depth, h, w = latent_size(self.vae, (slices, *size[1:]))
+        if name != "denoise":
+            reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
+            tile, voxels = tile_within((depth, h, w), reach, limit / self._bytes_a_voxel(name))
+            return Cut(tile), voxels * self._bytes_a_voxel(name)
+        unit = self.network.stride
+        shape, bytes_a_cell = (depth, -(-h // unit), -(-w // unit)), self._bytes_a_voxel(name) * unit**2
+        for halo in (None, BLENDED):
+            (z, y, x), cells = tile_within(shape, self._reach(halo), limit / bytes_a_cell)
+            if cells * bytes_a_cell <= limit:
+                break
+        return Cut((z, y * unit, x * unit), halo), cells * bytes_a_cell
 
-    def bytes_a_voxel(self, name: str) -> float:
+    def _bytes_a_voxel(self, name: str) -> float:
         """What a network holds for each latent voxel that it reads."""
         if name == "denoise":
             return 4 * ALIVE[name] * self.network.config.channels[0]
         config = self.vae.config
-        image_voxels = math.prod(config.strides)
-        return 4 * image_voxels * (2 + ALIVE[name] * config.channels[0] / config.unshuffle**2)
+        return 4 * math.prod(config.strides) * (2 + ALIVE[name] * config.channels[0] / config.unshuffle**2)
+
+    def latent_bytes(self, size: Triple) -> float:
+        """Of one latent of a volume (m, H, W)."""
+        return 4.0 * self.vae.latent_channels * math.prod(latent_size(self.vae, size))
+
+    def gpu_bytes(self, limit: float) -> float:
+        """What may be used of the GPU's memory; infinity where there is none of its own."""
+        if self.device.type != "cuda":
+            return math.inf
+        return float(min(limit, GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]))
 
     @property
     def parameter_bytes(self) -> float:
@@ -327,8 +330,11 @@ class _Told:
     passed: Report
 
 
-def tile_within(size: Triple, reach: Triple, voxels: float) -> Triple | None:
-    """The tile of a latent of `size`, halved side by side, that reads at most so many voxels; None: none does."""
+def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int]:
+    """The tile of a latent of `size` that reads at most so many voxels, halved side by side; and what it reads.
+
+    Where none does, the smallest.
+    """
 
     def read(tile: Sequence[int]) -> int:
         return math.prod(
@@ -342,9 +348,9 @@ def tile_within(size: Triple, reach: Triple, voxels: float) -> Triple | None:
         ]
         best = min(halved, key=read)
         if read(best) >= read(tile):
-            return None
+            break
         tile = best
-    return tile[0], tile[1], tile[2]
+    return (tile[0], tile[1], tile[2]), read(tile)
 
 
 def _bell(size: Sequence[int]) -> np.ndarray:

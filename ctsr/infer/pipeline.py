@@ -168,12 +168,16 @@ class Pipeline:
 
         def rows(start: int, stop: int) -> np.ndarray:
             made = self.rows(y, start, stop)
-            if stop - start == self.m:
+            if len(slabs) == 1:
                 self._whole = made
             return made
 
         r, size = self.recipe, (self.m, y.shape[1], y.shape[2])
         self._drawn = self.diffuser.draw(rows, slabs, size, grid=r.grid, rho=r.rho, progress=progress)
+
+    def changed(self, start: int, stop: int) -> tuple[int, int]:
+        """The thin slices whose change by a diffusion thin slices start…stop − 1 depend on."""
+        return (start, stop) if self._hidden is None else _support(self._hidden[start:stop])
 
     def sampled(self, y: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Thin slices start…stop − 1 as `rows`, and their uncertainty in HU; the latter None of a single sample.
@@ -183,12 +187,12 @@ class Pipeline:
         """
         assert self.diffuser is not None
         assert self._drawn is not None
-        d, hidden = self.diffuser, None if self._hidden is None else self._hidden[start:stop]
-        a, b = (start, stop) if hidden is None else _support(hidden)
+        d, (a, b) = self.diffuser, self.changed(start, stop)
+        hidden = None if self._hidden is None else self._hidden[start:stop, a:b]
         mean, square = np.zeros((2, stop - start, *y.shape[1:]), np.float32)
         first = None
         for k, change in enumerate(self._drawn.changes(a, b)):
-            c = change if hidden is None else apply_along_z(hidden[:, a:b], change)
+            c = change if hidden is None else apply_along_z(hidden, change)
             del change
             if first is None and d.sampling.estimate == "sample":
                 first = c.copy()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ctsr.errors import ResourceError
 from ctsr.infer.pipeline import Pipeline
 from ctsr.infer.windows import Tiling
+
+if TYPE_CHECKING:
+    from ctsr.infer.diffusion import Cut, Diffuser
 
 __all__ = ["Plan", "make_plan"]
 
@@ -18,6 +23,8 @@ BLOCK_ROWS = 48  # image rows of a slab that a product along z, and the residual
 SMALLEST_SLAB = 4  # thin slices
 PATCHES = (None, 512, 256, 128)  # whole slices first; pixels of a window where memory is short
 SECONDS_PER_VOXEL = 1e-6  # a thick voxel through the network on one thread of an AVX2 server CPU
+FLOP_PER_VOXEL = 5e4  # of a diffusion's networks, that take such a thread as long
+STATES = 7  # latents that a sampler holds beside y₀: u, r̂, r̂ before, their mean, noise, and what a step makes of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Plan:
     tiling: Tiling
     peak_bytes: float
     work: float  # voxels that pass the network, or a hundredth of those that pass a matrix
+    cuts: Mapping[str, Cut] = field(default_factory=dict)  # of a diffusion's networks
 
     def seconds(self, threads: int) -> float:
         """About how long the computation takes on that many CPU threads."""
@@ -47,29 +55,39 @@ def make_plan(
     itemsize: int,
     is_streamed: bool,
     keeps_added: bool,
+    keeps_spread: bool = False,
     limit: float,
 ) -> Plan:
     """The least work that holds `limit` bytes: the fewest slabs along z, and windows in plane where they save work.
 
     input_bytes: of the thick array in memory. is_padded: whether a copy of it without padding is needed. itemsize:
-    bytes a voxel of the result. is_streamed: whether finished slabs leave memory. keeps_added: whether the added
-    detail is kept to the end.
+    bytes a voxel of the result. is_streamed: whether finished slabs leave memory. keeps_added, keeps_spread: whether
+    added detail and uncertainty are kept to the end.
     Raises ResourceError where not even the smallest slab fits; it says what would.
     """
     plans, least = [], math.inf
     voxels = pipeline.recipe.n * pipeline.plane
     kept = input_bytes + is_padded * (input_bytes + voxels)
-    kept += pipeline.m * pipeline.plane * ((0 if is_streamed else itemsize) + (4 if keeps_added else 0))
+    kept += (
+        pipeline.m * pipeline.plane * ((0 if is_streamed else itemsize) + 4 * (keeps_added + keeps_spread))
+    )
+    diffuser = pipeline.diffuser
     fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept + pipeline.matrix_bytes
+    if diffuser is not None:
+        fixed += diffuser.parameter_bytes
     for tiling in _tilings(pipeline):
         for slabs in _cuts(pipeline.m):
             several = (slabs[0], slabs[len(slabs) // 2])
-            peak = fixed + max(
-                _slab_bytes(pipeline, *s, tiling, itemsize, is_padded, keeps_added) for s in several
-            )
+            of_slab = partial(_slab_bytes, pipeline, tiling, itemsize, is_padded, keeps_added)
+            peak = fixed + max(of_slab(*s) for s in several)
+            cuts: dict[str, Cut] = {}
+            if diffuser is not None:
+                more, cuts = _diffusion_bytes(pipeline, diffuser, several, of_slab, limit - fixed)
+                peak = max(peak, fixed + more)
             least = min(least, peak)
             if peak <= limit:
-                plans.append(Plan(slabs, tiling, peak, sum(_work(pipeline, *s, tiling) for s in slabs)))
+                work = sum(_work(pipeline, *s, tiling) for s in slabs)
+                plans.append(Plan(slabs, tiling, peak, work, cuts))
                 break
     if not plans:
         raise ResourceError(
@@ -105,17 +123,21 @@ def _work(pipeline: Pipeline, start: int, stop: int, tiling: Tiling) -> float:
     start, stop = pipeline.widened(start, stop)
     first, last = pipeline.source_range(start, stop)
     thick = (last - first) * (2**pipeline.recipe.n_doublings - 1)
-    return float(thick * tiling.pixels + (stop - start) / 100 * pipeline.plane)
+    work = thick * tiling.pixels + (stop - start) / 100 * pipeline.plane
+    if pipeline.diffuser is not None:  # stage one twice, and the slab's share of the rest
+        whole = pipeline.diffuser.flop((pipeline.m, tiling.height, tiling.width))
+        work = 2 * work + whole / FLOP_PER_VOXEL * (stop - start) / pipeline.m
+    return float(work)
 
 
 def _slab_bytes(
     pipeline: Pipeline,
-    start: int,
-    stop: int,
     tiling: Tiling,
     itemsize: int,
     is_padded: bool,
     keeps_added: bool,
+    start: int,
+    stop: int,
 ) -> float:
     """What the computation of one slab holds beside input and finished output."""
     plane, doublings = pipeline.plane, pipeline.recipe.n_doublings
@@ -132,3 +154,55 @@ def _slab_bytes(
     doubling = (before + 2 * fine) * plane * 4 + pipeline.engine.working_bytes(*tiling.largest)
     finish = (fine + (thin if pipeline.resamples else 0)) * plane * 4 + rounded
     return float(max(doubling, finish))
+
+
+def _diffusion_bytes(
+    pipeline: Pipeline,
+    diffuser: Diffuser,
+    slabs: tuple[tuple[int, int], ...],
+    of_slab: Callable[[int, int], float],
+    limit: float,
+) -> tuple[float, dict[str, Cut]]:
+    """What encoding, sampling and decoding hold at most beside input and finished output; and their tiles.
+
+    slabs: the largest. of_slab: bytes of a range of stage one. limit: what the tiles are chosen to stay below.
+    """
+    size = (pipeline.m, pipeline.tiling.height, pipeline.tiling.width)
+    image, latent, has_own = 4.0 * pipeline.plane, diffuser.latent_bytes(size), diffuser.device.type == "cuda"
+    stride = diffuser.vae.strides[0]
+    kept = pipeline.m * image if len(set(slabs)) == 1 else 0.0  # stage one, made once
+    drawn = (1 + diffuser.sampling.samples) * latent
+    beside, slices = dict.fromkeys(("encode", "denoise", "decode"), 0.0), {"denoise": pipeline.m}
+    peak = 0.0
+    for start, stop in slabs:
+        a, b = (
+            start - diffuser.vae.encoder_reach[0] * stride,
+            stop + (diffuser.vae.encoder_reach[0] + 1) * stride,
+        )
+        a, b = max(0, a), min(pipeline.m, b)
+        peak = max(
+            peak, latent + of_slab(a, b), drawn + kept + of_slab(start, stop) + 3 * (stop - start) * image
+        )
+        first, last = pipeline.source_range(a, b)
+        rows = b - a if pipeline.resamples else (last - first) * 2**pipeline.recipe.n_doublings
+        beside["encode"] = max(beside["encode"], 2 * latent + rows * image)
+        slices["encode"] = max(slices.get("encode", 0), b - a)
+        start, stop = pipeline.widened(start, stop)
+        c, d = pipeline.changed(start, stop)
+        wide = min(pipeline.m, d - c + (2 * diffuser.vae.decoder_reach[0] + 1) * stride)
+        beside["decode"] = max(beside["decode"], drawn + kept + (3 * wide + 5 * (stop - start)) * image)
+        slices["decode"] = max(slices.get("decode", 0), wide)
+    state = (1 + STATES) * latent
+    beside["denoise"] = kept + drawn + (0 if has_own else state)
+    cuts = {}
+    for name, held in beside.items():
+        room = diffuser.gpu_bytes(limit) - state if has_own else limit - held
+        cuts[name], used = diffuser.fit(name, slices[name], size, room)
+        if has_own and used > room:
+            raise ResourceError(
+                f"needs {(used + state) / 1e9:.2f} GB of the GPU's memory for this volume, "
+                f"{(room + state) / 1e9:.2f} GB may be used",
+                hint="--device cpu",
+            )
+        peak = max(peak, held + (0 if has_own else used))
+    return peak, cuts

@@ -18,6 +18,7 @@ from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.infer.device import check_names
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
 from ctsr.infer.plan import Plan, make_plan
+from ctsr.infer.sampling import Sampling
 from ctsr.infer.windows import Tiling, occupied_box
 from ctsr.io.memory import available_bytes
 from ctsr.metrics.domain import Measured, outside_domain
@@ -25,6 +26,7 @@ from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import ProfileKind, SliceProfile
 
 if TYPE_CHECKING:
+    from ctsr.infer.diffusion import Diffuser
     from ctsr.infer.stage_one import Engine
 
 __all__ = ["Job", "Options", "Thinner", "Upsampled", "upsample"]
@@ -35,6 +37,7 @@ NIFTI_LIMIT = 32_767  # slices
 ROWS = 16  # image rows that the residual is measured on at a time
 SEEN = 1e-4  # a thick voxel counts as seeing a thin one from this weight on
 AVAILABLE_SHARE = 0.6  # of the free memory that is taken without being asked for a limit
+SAMPLING_SHARE = 0.8  # of the progress bar that encoding and sampling of a diffusion take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,9 @@ class Options:
     spacing: float | None = None
     model: str = "baseline"
     checkpoint: str | None = None  # the shipped weights
+    vae_checkpoint: str | None = None  # of a diffusion; by the sha256 that it names
+    stage_one: str | None = None  # likewise
+    sampling: Sampling = field(default_factory=Sampling)  # of a diffusion
     thickness: float | None = None
     out_thickness: float | None = None
     profile: SliceProfile = field(default_factory=SliceProfile)
@@ -68,10 +74,13 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')}: {value:g} mm is not a length")
         if self.out_thickness is not None and self.profile.kind in (ProfileKind.BOX, ProfileKind.FILE):
             raise UsageError(f"--out-thickness has no meaning with --profile {self.profile.kind}")
-        if self.model not in (*CLASSICAL, "baseline"):
-            raise UsageError(f"--model: {self.model} is not baseline, {', '.join(CLASSICAL)}")
+        if self.model not in (*CLASSICAL, "baseline", "diffusion"):
+            raise UsageError(f"--model: {self.model} is not baseline, diffusion, {', '.join(CLASSICAL)}")
         if self.model in CLASSICAL and self.checkpoint is not None:
             raise UsageError(f"--checkpoint has no meaning with --model {self.model}")
+        for name in ("vae_checkpoint", "stage_one"):
+            if self.model != "diffusion" and getattr(self, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} has no meaning with --model {self.model}")
         if self.patch is not None and min(self.patch) < 1:
             raise UsageError(f"--patch-size: {self.patch} has a side below 1")
         if self.overlap is not None and (self.patch is None or not 0 <= self.overlap < min(self.patch[1:])):
@@ -81,11 +90,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Upsampled:
-    """A thin volume and how it came about."""
+    """A thin volume and how it came about. uncertainty: (I, J, K) float32, HU, where a diffusion was asked for it."""
 
     volume: Volume
     record: dict[str, Any]
     notes: list[str]
+    uncertainty: np.ndarray | None = None
 
 
 class Thinner:
@@ -97,17 +107,19 @@ class Thinner:
     def __init__(self, **options: Any) -> None:
         self.options = Options(**options)
         self._engine: Engine | None = None
+        self._diffuser: Diffuser | None = None
         self._weights: dict[str, Any] = {}
 
-    def __call__(self, volume: Volume) -> Upsampled:
+    def __call__(self, volume: Volume, *, keeps_spread: bool = False) -> Upsampled:
         """The thin volume. Raises InputError, GeometryError, UsageError, ResourceError or WeightsError."""
-        job = self.job(volume)
+        job = self.job(volume, keeps_spread=keeps_spread)
         data = np.empty(job.shape, job.dtype, order="F")
         turned = job.turn.apply(data)
         for start, part in job.run():
             turned[start : start + len(part)] = part
             del part  # before the next slab is computed
-        return Upsampled(job.volume(data), job.record, [*job.notes, *job.warnings])
+        uncertainty = None if job.spread is None else job.turn.undo(job.spread)
+        return Upsampled(job.volume(data), job.record, [*job.notes, *job.warnings, *job.remarks], uncertainty)
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -116,27 +128,49 @@ class Thinner:
             self._load()
         return self._weights
 
-    def job(self, volume: Volume, *, is_streamed: bool = False, keeps_added: bool = False) -> Job:
+    def job(
+        self,
+        volume: Volume,
+        *,
+        is_streamed: bool = False,
+        keeps_added: bool = False,
+        keeps_spread: bool = False,
+    ) -> Job:
         """What has to be done for this volume, planned; nothing is computed yet."""
         weights = self.weights
         return Job(
-            volume, self.options, self._engine, weights, is_streamed=is_streamed, keeps_added=keeps_added
-        )
+            volume, self.options, self._engine, self._diffuser, weights,
+            is_streamed=is_streamed, keeps_added=keeps_added, keeps_spread=keeps_spread,
+        )  # fmt: skip
 
     def _load(self) -> None:
         from ctsr.infer.device import choose_device, choose_dtype
         from ctsr.infer.stage_one import Engine
         from ctsr.weights.registry import load_model
 
-        name = self.options.checkpoint or self.options.model
-        network, file = load_model(name, kind="baseline")
+        o = self.options
+        device = choose_device(o.device)
+        dtype, reason = choose_dtype(o.dtype, device)
+        name, used = o.checkpoint or o.model, dict[str, Any]()
+        network: Any
+        if o.model == "diffusion":
+            from ctsr.workflows.diffusion import load_diffusion
+
+            self._diffuser, network, file, used = load_diffusion(
+                o.checkpoint,
+                o.sampling,
+                vae=o.vae_checkpoint,
+                stage_one=o.stage_one,
+                device=device,
+                dtype=dtype,
+            )
+        else:
+            network, file = load_model(name, kind="baseline")
         given = name if name.startswith("hf://") else Path(name).name  # no folder: it may name a patient
-        device = choose_device(self.options.device)
-        dtype, reason = choose_dtype(self.options.dtype, device)
-        chunk = None if self.options.patch is None else self.options.patch[0]
-        self._engine = Engine(network, device, dtype, chunk)  # type: ignore[arg-type]
-        self._weights = {
-            "weights": given if self.options.checkpoint else f"{name} (shipped)",
+        chunk = None if o.patch is None else o.patch[0]
+        self._engine = Engine(network, device, dtype, chunk)
+        self._weights = used | {
+            "weights": given if o.checkpoint else f"{name} (shipped)",
             "weights_sha256": file.sha256,
             "device": str(device),
             "dtype": reason.split(":")[0].split(" ")[0],
@@ -161,14 +195,19 @@ class Job:
         volume: Volume,
         options: Options,
         engine: Engine | None,
+        diffuser: Diffuser | None,
         weights: Mapping[str, Any],
         *,
         is_streamed: bool,
         keeps_added: bool,
+        keeps_spread: bool,
     ) -> None:
+        if keeps_spread and (diffuser is None or options.sampling.samples < 2):
+            raise UsageError("--save-uncertainty needs --model diffusion and 2 --samples at least")
         self.source, self.options = volume, options
-        self.notes: list[str] = []
+        self.notes: list[str] = list(weights.get("notes", ()))
         self.warnings: list[str] = []
+        self.remarks: list[str] = []  # what turned out on the way
         self.axis, note = slice_axis(volume, axis=options.axis)
         if note:
             self.notes.append(note)
@@ -187,7 +226,7 @@ class Job:
             self.y = np.where(self.padding, y.dtype.type(AIR), y)
         self.dtype = storage_type(volume.result_dtype, volume.data.min(), volume.data.max())
         tiling = _tiling(options, engine, self.y)
-        self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine)
+        self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine, diffuser=diffuser)
         self.can_stream = is_streamed and self.axis == 2
         self.plan: Plan = make_plan(
             self.pipeline,
@@ -196,10 +235,12 @@ class Job:
             itemsize=self.dtype.itemsize,
             is_streamed=self.can_stream,
             keeps_added=keeps_added,
+            keeps_spread=keeps_spread,
             limit=options.max_memory or _free() * AVAILABLE_SHARE,
         )
         self.pipeline.tiling = self.plan.tiling
         self.added = np.empty((self.pipeline.m, *y.shape[1:]), np.float32) if keeps_added else None
+        self.spread = np.empty((self.pipeline.m, *y.shape[1:]), np.float32) if keeps_spread else None
         self.residual = _Residual()
         self._check_domain(volume, weights)
         self.record = self._record(weights)
@@ -211,6 +252,10 @@ class Job:
         """
         started = time.monotonic()
         slabs = self.plan.slabs[::-1] if self.turn.flips[0] else self.plan.slabs
+        if (diffuser := self.pipeline.diffuser) is not None:
+            diffuser.cuts, diffuser.remarks = dict(self.plan.cuts), self.remarks
+            self.pipeline.draw(self.y, slabs, progress=_part(progress, 0, SAMPLING_SHARE))
+            progress = _part(progress, SAMPLING_SHARE, 1)
         total = sum((b - a) for a, b in slabs)
         done = 0
         for start, stop in slabs:
@@ -218,6 +263,8 @@ class Job:
             yield start, self._slab(start, stop, _Counter(base, share, progress))
             done += stop - start
             progress(done / total)
+        if self.remarks:
+            self.record["remarks"] = self.remarks
         self.record |= self.residual.summary()
         self.record["seconds_compute"] = round(time.monotonic() - started, 3)
 
@@ -235,10 +282,15 @@ class Job:
     def _slab(self, start: int, stop: int, progress: Callable[[float], None]) -> np.ndarray:
         """Rounded thin slices; measures the residual of the thick slices whose centres lie in the slab."""
         wide_start, wide_stop = self.pipeline.widened(start, stop)
-        exact = self.pipeline.rows(self.y, wide_start, wide_stop, progress=progress)
+        inside = slice(start - wide_start, stop - wide_start)
+        if self.pipeline.diffuser is None:
+            exact = self.pipeline.rows(self.y, wide_start, wide_stop, progress=progress)
+        else:
+            exact, spread = self.pipeline.sampled(self.y, wide_start, wide_stop)
+            if self.spread is not None and spread is not None:
+                self.spread[start:stop] = spread[inside]
         if self.added is not None:
-            inner = exact[start - wide_start : stop - wide_start]
-            self.added[start:stop] = self.pipeline.added(self.y, inner, start)
+            self.added[start:stop] = self.pipeline.added(self.y, exact[inside], start)
         stored, spoilt = self._stored(exact, wide_start)
         self.residual.add(
             self.pipeline.A,
@@ -248,7 +300,7 @@ class Job:
             thick=self.pipeline.thick_in(start, stop),
             start=wide_start,
         )
-        return stored[start - wide_start : stop - wide_start]
+        return stored[inside]
 
     def _stored(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
         """In the result's type, padding back in place; and which voxels are therefore not what was computed."""
@@ -344,7 +396,11 @@ class Job:
             "slices_out": self.pipeline.m,
             "outside_trained_range": self.outside,
             "notice": "research use only; not a medical device",
-        } | {k: v for k, v in weights.items() if k in ("weights", "weights_sha256", "device", "dtype")}
+        } | {
+            k: v
+            for k, v in weights.items()
+            if k in ("weights", "weights_sha256", "device", "dtype", "diffusion")
+        }
 
     def _thick_passes(self, start: int, stop: int) -> float:
         """Thick slices that pass the network for a slab, all doublings counted."""
@@ -361,6 +417,11 @@ class _Counter:
     def __call__(self, thick: float) -> None:
         self._at += thick * self._share
         self._progress(min(1.0, self._at))
+
+
+def _part(progress: Callable[[float], None], first: float, last: float) -> Callable[[float], None]:
+    """A progress of its own, that fills first…last of the whole."""
+    return lambda share: progress(first + (last - first) * share)
 
 
 class _Residual:

@@ -41,6 +41,7 @@ class FileOptions:
     is_dry_run: bool = False
     preview: Path | None = None
     save_added: Path | None = None
+    save_uncertainty: Path | None = None
     form: str | None = None
     hu_offset: float = 0.0
     seed: int = 0
@@ -77,8 +78,8 @@ def upsample_files(
         if shard is not None:
             raise UsageError("--shard is for a folder of cases")
         return [_thin(cases[0], thinner, files, report, is_first=True)]
-    if files.preview is not None or files.save_added is not None or files.like is not None:
-        raise UsageError("--preview, --save-added and --like are for one file")
+    if any(p is not None for p in (files.preview, files.save_added, files.save_uncertainty, files.like)):
+        raise UsageError("--preview, --save-added, --save-uncertainty and --like are for one file")
     cases = take_shard(cases, shard)
     if not files.is_dry_run and not files.skip_existing:
         for case in cases:
@@ -131,7 +132,12 @@ def _thin(
     )
     volume = read.volume if case.series or like is None else check_like(read.volume, like)
     try:
-        job = thinner.job(volume, is_streamed=True, keeps_added=files.save_added is not None)
+        job = thinner.job(
+            volume,
+            is_streamed=True,
+            keeps_added=files.save_added is not None,
+            keeps_spread=files.save_uncertainty is not None,
+        )
     except CtsrError as exc:
         raise type(exc)(exc.reason, path=exc.path or source, hint=exc.hint) from exc
     for note in [*notes, *job.notes]:
@@ -151,6 +157,8 @@ def _thin(
     if tilt := read.technical.get("tilt_removed_deg"):
         job.record["tilt_removed_deg"] = tilt
     _write(job, target, files, report, like=like, padding_value=read.padding_value)
+    for remark in job.remarks:
+        report.warn(f"{source}: {remark}")
     return _row(job.record) | {"status": "ok", "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -172,7 +180,7 @@ def _lender(case: Case, files: FileOptions) -> Stack | None:
 def _check_outputs(case: Case, files: FileOptions, like: Stack | None) -> None:
     """UsageError or ResourceError where an output could not be written at the end."""
     target = case.target
-    added = [] if files.save_added is None else [files.save_added]
+    added = [path for path in (files.save_added, files.save_uncertainty) if path is not None]
     for path in added:
         if not path.name.lower().endswith(VOLUME_SUFFIXES):
             raise UsageError("ends in neither .nii nor .nii.gz", path=path)
@@ -250,11 +258,12 @@ def _slabs(
 
 
 def _write_beside(job: Job, files: FileOptions, planes: Mapping[str, np.ndarray]) -> None:
-    if files.save_added is not None and job.added is not None:
-        added = Volume(
-            job.turn.undo(job.added), job.affine, form_code=job.source.form_code, slice_axis=job.axis
-        )
-        write_volume(added, files.save_added, overwrite=files.overwrite)
+    for path, data in ((files.save_added, job.added), (files.save_uncertainty, job.spread)):
+        if path is not None and data is not None:
+            made = Volume(
+                job.turn.undo(data), job.affine, form_code=job.source.form_code, slice_axis=job.axis
+            )
+            write_volume(made, path, overwrite=files.overwrite)
     if files.preview is not None:
         write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
 
@@ -308,6 +317,8 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
         "form": files.form,
         "hu_offset": files.hu_offset,
     }
+    if (used := thinner.weights.get("diffusion")) is not None:
+        asked["diffusion"] = used
     return {"request": asked, "weights_sha256": thinner.weights.get("weights_sha256")}
 
 
