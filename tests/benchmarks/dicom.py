@@ -3,8 +3,9 @@
     pip install dcm2niix dicom2nifti
     python tests/benchmarks/dicom.py quality|speed [--write] [--repeats 5]
 
-quality: the synthetic series of tests/io/dicom/cases.py, every voxel held against an analytic answer.
-speed: 300 × 512 × 512, on tmpfs where the machine has one. Peers need not be there: what is absent is left out.
+quality: the synthetic series of tests/io/dicom/cases.py, every voxel held against an analytic answer. A peer that
+is absent is left out.
+speed: 300 × 512 × 512 beside dcm2niix, which must be there; on tmpfs where the machine has one.
 With --write the section `dicom` or `dicom-speed` of docs/benchmarks.md is replaced.
 """
 
