@@ -63,6 +63,8 @@ class VaeConfig:
             raise ValueError(f"{len(self.channels)} levels, strides along z between them {self.z_strides}")
         if not 1 <= self.blocks <= 8 or self.unshuffle not in (1, 2, 4):
             raise ValueError(f"{self.blocks} blocks a level, {self.unshuffle} pixels folded")
+        if not 1 <= self.latent_channels <= math.prod(self.strides):
+            raise ValueError(f"{self.latent_channels} latent channels for a block of {self.strides} voxels")
         if self.slice_groups > 1 and (self.unshuffle > 1 or set(self.z_strides) != {1}):
             raise ValueError("the slice-wise network has no stride along z and folds no pixels")
 
