@@ -295,10 +295,13 @@ class _Blocks:
 
 @contextlib.contextmanager
 def _packed(file: OutputFile) -> Iterator[_Sink]:
-    """A sink that compresses into `file`, in a thread where isal is there; no time or name in the header."""
+    """A sink that compresses into `file`, in two threads where isal is there; no time or name in the header.
+
+    The bytes do not depend on the number of threads: blocks have one size, and each is given the one before.
+    """
     if igzip_threaded is not None:
         packer: Any = igzip_threaded.open(  # type: ignore[no-untyped-call]
-            file, "wb", compresslevel=_GZIP_LEVEL, threads=1, block_size=_BLOCK
+            file, "wb", compresslevel=_GZIP_LEVEL, threads=2, block_size=_BLOCK
         )
     else:
         packer = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0)
