@@ -30,16 +30,18 @@ from ctsr.infer.vae_tiles import Box, Triple, decode_tiled, encode_tiled, latent
 from ctsr.models.control import ControlledUNet, slice_maps
 from ctsr.models.vae import CtVae
 
-__all__ = ["Cut", "Diffuser", "Drawn", "schedule_of"]
+__all__ = ["Cut", "Diffuser", "Drawn", "Fit", "schedule_of"]
 
 T = TypeVar("T", Tensor, np.ndarray)
 Report = Callable[[float], None]
 Rows = Callable[[int, int], np.ndarray]
 SMALLEST = 4  # latent voxels of a tile's side
 BLENDED = 6  # of a halo, where memory does not allow an exact one
+MOST_SEEN = 8.0  # times that a voxel is read, with halos that are exact
 GPU_SHARE = 0.9  # of its free memory
-# Tensors of a network's first level that are alive at once, of 4 bytes a value. Measured on a CPU: …
-ALIVE = {"encode": 6.0, "denoise": 7.0, "decode": 6.0}
+# Tensors of a network's first level that are alive at once, of 4 bytes a value: measured of `compact` in fp32 on a CPU
+# encode 4.0 to 5.9, decode 4.9 to 8.6, denoise 12 to 14.6, the more the smaller the tile; bf16 takes half.
+ALIVE = {"encode": 6.0, "denoise": 15.0, "decode": 8.5}
 STATES = (
     7  # latents that a sampler holds beside y₀: u, r̂, r̂ before, their mean, noise, tiles' sum and its like
 )
@@ -51,6 +53,14 @@ class Cut(NamedTuple):
 
     tile: Triple
     halo: int | None = None
+
+
+class Fit(NamedTuple):
+    """Tiles, what the network holds for one, and about how many operations all of them take."""
+
+    cut: Cut
+    bytes: float
+    flop: float
 
 
 WHOLE = Cut((1 << 30,) * 3)
@@ -142,28 +152,30 @@ class Diffuser:
         )
         return hu[start - first * stride : stop - first * stride]
 
-    def fit(self, name: str, slices: int, size: Triple, limit: float) -> tuple[Cut, float]:
-        """The largest tiles of `encode`, `denoise` or `decode` that stay below `limit` bytes, and their bytes.
+    def fit(self, name: str, slices: int, size: Triple, limit: float) -> Fit:
+        """The largest tiles of `encode`, `denoise` or `decode` that stay below `limit` bytes.
 
-        size: (m, H, W), of which `slices` pass at once. Where nothing fits, the smallest tiles.
+        size: (m, H, W), of which `slices` pass at once. Tiles are exact where that is possible and not too costly.
+        Where nothing fits, the smallest ones.
         """
         depth, h, w = latent_size(self.vae, (slices, *size[1:]))
+        a_voxel = self._bytes_a_voxel(name)
         if name != "denoise":
             reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
-            tile, voxels = tile_within((depth, h, w), reach, limit / self._bytes_a_voxel(name))
-            return Cut(tile), voxels * self._bytes_a_voxel(name)
+            tile, read, seen = tile_within((depth, h, w), reach, limit / a_voxel)
+            return Fit(Cut(tile), read * a_voxel, seen * self._flop(name, size) * slices / size[0])
         unit = self.network.stride
-        shape, bytes_a_cell = (depth, -(-h // unit), -(-w // unit)), self._bytes_a_voxel(name) * unit**2
+        shape, a_cell = (depth, -(-h // unit), -(-w // unit)), a_voxel * unit**2
         for halo in (None, BLENDED):
-            (z, y, x), cells = tile_within(shape, self._reach(halo), limit / bytes_a_cell)
-            if cells * bytes_a_cell <= limit:
+            (z, y, x), read, seen = tile_within(shape, self._reach(halo), limit / a_cell)
+            if read * a_cell <= limit and seen <= MOST_SEEN:
                 break
-        return Cut((z, y * unit, x * unit), halo), cells * bytes_a_cell
+        return Fit(Cut((z, y * unit, x * unit), halo), read * a_cell, seen * self._flop(name, size))
 
     def _bytes_a_voxel(self, name: str) -> float:
         """What a network holds for each latent voxel that it reads."""
         if name == "denoise":
-            return 4 * ALIVE[name] * self.network.config.channels[0]
+            return 4 * (ALIVE[name] * self.network.config.channels[0] + 8 * self.vae.latent_channels)
         config = self.vae.config
         return 4 * math.prod(config.strides) * (2 + ALIVE[name] * config.channels[0] / config.unshuffle**2)
 
@@ -182,15 +194,13 @@ class Diffuser:
         """Of both networks."""
         return 4.0 * sum(p.numel() for n in (self.network, self.vae) for p in n.parameters())
 
-    def flop(self, size: Triple) -> float:
-        """About how many floating point operations a volume (m, H, W) takes."""
-        s = self.sampling
+    def _flop(self, name: str, size: Triple) -> float:
+        """About how many floating point operations a volume (m, H, W) takes in one piece."""
         of = {"encode": self.vae.encoder, "decode": self.vae.decoder, "denoise": self.network}
-        voxels = {"encode": 1.0, "decode": s.samples + 1.0, "denoise": s.calls / math.prod(self.vae.strides)}
-        return math.prod(size) * sum(
-            FLOP_A_PARAMETER[name] * voxels[name] * sum(p.numel() for p in network.parameters())
-            for name, network in of.items()
-        )
+        times = {"encode": 1.0, "decode": self.sampling.samples + 1.0}
+        times["denoise"] = self.sampling.calls / math.prod(self.vae.strides)
+        parameters = sum(p.numel() for p in of[name].parameters())
+        return FLOP_A_PARAMETER[name] * parameters * times[name] * math.prod(size)
 
     def _encoded(self, rows: Rows, slabs: Sequence[tuple[int, int]], size: Triple) -> Tensor:
         """(C, d, h, w) on the device."""
@@ -330,10 +340,10 @@ class _Told:
     passed: Report
 
 
-def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int]:
-    """The tile of a latent of `size` that reads at most so many voxels, halved side by side; and what it reads.
+def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int, float]:
+    """The tile of a latent of `size`, halved side by side, that reads at most so many voxels; or the smallest.
 
-    Where none does, the smallest.
+    Then the voxels that it reads, and how often a voxel is read.
     """
 
     def read(tile: Sequence[int]) -> int:
@@ -350,7 +360,8 @@ def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int
         if read(best) >= read(tile):
             break
         tile = best
-    return (tile[0], tile[1], tile[2]), read(tile)
+    n_tiles = math.prod(1 if h >= n else -(-n // t) for n, t, h in zip(size, tile, reach, strict=True))
+    return (tile[0], tile[1], tile[2]), read(tile), n_tiles * read(tile) / math.prod(size)
 
 
 def _bell(size: Sequence[int]) -> np.ndarray:

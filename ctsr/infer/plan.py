@@ -13,12 +13,13 @@ from ctsr.infer.pipeline import Pipeline
 from ctsr.infer.windows import Tiling
 
 if TYPE_CHECKING:
-    from ctsr.infer.diffusion import Cut, Diffuser
+    from ctsr.infer.diffusion import Cut, Diffuser, Fit
 
 __all__ = ["Plan", "make_plan"]
 
 PYTHON_BYTES = 100e6  # measured: resident before the first volume is read, with NumPy and SciPy
 TORCH_BYTES = 330e6  # measured: and what PyTorch adds, its kernels in use
+DIFFUSION_BYTES = 20e6  # measured: and the code of a diffusion
 BLOCK_ROWS = 48  # image rows of a slab that a product along z, and the residual, hold as float32 on their way
 SMALLEST_SLAB = 4  # thin slices
 PATCHES = (None, 512, 256, 128)  # whole slices first; pixels of a window where memory is short
@@ -74,20 +75,23 @@ def make_plan(
     diffuser = pipeline.diffuser
     fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept + pipeline.matrix_bytes
     if diffuser is not None:
-        fixed += diffuser.parameter_bytes
+        fixed += DIFFUSION_BYTES + diffuser.parameter_bytes
     for tiling in _tilings(pipeline):
         for slabs in _cuts(pipeline.m):
             several = (slabs[0], slabs[len(slabs) // 2])
             of_slab = partial(_slab_bytes, pipeline, tiling, itemsize, is_padded, keeps_added)
             peak = fixed + max(of_slab(*s) for s in several)
-            cuts: dict[str, Cut] = {}
+            fits: dict[str, Fit] = {}
             if diffuser is not None:
-                more, cuts = _diffusion_bytes(pipeline, diffuser, several, of_slab, limit - fixed)
+                more, fits = _diffusion(pipeline, diffuser, several, of_slab, limit - fixed)
                 peak = max(peak, fixed + more)
             least = min(least, peak)
             if peak <= limit:
                 work = sum(_work(pipeline, *s, tiling) for s in slabs)
-                plans.append(Plan(slabs, tiling, peak, work, cuts))
+                if diffuser is not None:  # stage one is made to be encoded, and again
+                    flop = fits["denoise"].flop + len(slabs) * (fits["encode"].flop + fits["decode"].flop)
+                    work = (1 if len(slabs) == 1 else 2) * work + flop / FLOP_PER_VOXEL
+                plans.append(Plan(slabs, tiling, peak, work, {name: fit.cut for name, fit in fits.items()}))
                 break
     if not plans:
         raise ResourceError(
@@ -123,11 +127,7 @@ def _work(pipeline: Pipeline, start: int, stop: int, tiling: Tiling) -> float:
     start, stop = pipeline.widened(start, stop)
     first, last = pipeline.source_range(start, stop)
     thick = (last - first) * (2**pipeline.recipe.n_doublings - 1)
-    work = thick * tiling.pixels + (stop - start) / 100 * pipeline.plane
-    if pipeline.diffuser is not None:  # stage one twice, and the slab's share of the rest
-        whole = pipeline.diffuser.flop((pipeline.m, tiling.height, tiling.width))
-        work = 2 * work + whole / FLOP_PER_VOXEL * (stop - start) / pipeline.m
-    return float(work)
+    return float(thick * tiling.pixels + (stop - start) / 100 * pipeline.plane)
 
 
 def _slab_bytes(
@@ -156,48 +156,43 @@ def _slab_bytes(
     return float(max(doubling, finish))
 
 
-def _diffusion_bytes(
+def _diffusion(
     pipeline: Pipeline,
     diffuser: Diffuser,
     slabs: tuple[tuple[int, int], ...],
     of_slab: Callable[[int, int], float],
     limit: float,
-) -> tuple[float, dict[str, Cut]]:
+) -> tuple[float, dict[str, Fit]]:
     """What encoding, sampling and decoding hold at most beside input and finished output; and their tiles.
 
     slabs: the largest. of_slab: bytes of a range of stage one. limit: what the tiles are chosen to stay below.
     """
     size = (pipeline.m, pipeline.tiling.height, pipeline.tiling.width)
     image, latent, has_own = 4.0 * pipeline.plane, diffuser.latent_bytes(size), diffuser.device.type == "cuda"
-    stride = diffuser.vae.strides[0]
+    stride, reach = diffuser.vae.strides[0], diffuser.vae.encoder_reach[0]
+    drawn, state = (1 + diffuser.sampling.samples) * latent, (1 + STATES) * latent
     kept = pipeline.m * image if len(set(slabs)) == 1 else 0.0  # stage one, made once
-    drawn = (1 + diffuser.sampling.samples) * latent
-    beside, slices = dict.fromkeys(("encode", "denoise", "decode"), 0.0), {"denoise": pipeline.m}
+    slices = {"encode": 0, "decode": 0, "denoise": pipeline.m}
+    beside = {"encode": 0.0, "decode": 0.0, "denoise": kept + drawn + (0 if has_own else state)}
     peak = 0.0
     for start, stop in slabs:
-        a, b = (
-            start - diffuser.vae.encoder_reach[0] * stride,
-            stop + (diffuser.vae.encoder_reach[0] + 1) * stride,
-        )
-        a, b = max(0, a), min(pipeline.m, b)
+        a, b = max(0, start - reach * stride), min(pipeline.m, stop + (reach + 1) * stride)
         peak = max(
             peak, latent + of_slab(a, b), drawn + kept + of_slab(start, stop) + 3 * (stop - start) * image
         )
         first, last = pipeline.source_range(a, b)
         rows = b - a if pipeline.resamples else (last - first) * 2**pipeline.recipe.n_doublings
-        beside["encode"] = max(beside["encode"], 2 * latent + rows * image)
-        slices["encode"] = max(slices.get("encode", 0), b - a)
         start, stop = pipeline.widened(start, stop)
         c, d = pipeline.changed(start, stop)
         wide = min(pipeline.m, d - c + (2 * diffuser.vae.decoder_reach[0] + 1) * stride)
+        slices["encode"], slices["decode"] = max(slices["encode"], b - a), max(slices["decode"], wide)
+        beside["encode"] = max(beside["encode"], 2 * latent + rows * image)
         beside["decode"] = max(beside["decode"], drawn + kept + (3 * wide + 5 * (stop - start)) * image)
-        slices["decode"] = max(slices.get("decode", 0), wide)
-    state = (1 + STATES) * latent
-    beside["denoise"] = kept + drawn + (0 if has_own else state)
-    cuts = {}
+    fits = {}
     for name, held in beside.items():
         room = diffuser.gpu_bytes(limit) - state if has_own else limit - held
-        cuts[name], used = diffuser.fit(name, slices[name], size, room)
+        fits[name] = diffuser.fit(name, slices[name], size, room)
+        used = fits[name].bytes
         if has_own and used > room:
             raise ResourceError(
                 f"needs {(used + state) / 1e9:.2f} GB of the GPU's memory for this volume, "
@@ -205,4 +200,4 @@ def _diffusion_bytes(
                 hint="--device cpu",
             )
         peak = max(peak, held + (0 if has_own else used))
-    return peak, cuts
+    return peak, fits

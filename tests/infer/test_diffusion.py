@@ -142,7 +142,8 @@ def test_a_tile_reads_no_more_than_it_may_or_is_the_smallest(reach):
     size = (64, 128, 128)
     least = None
     for voxels in (1e9, 4e5, 1e5, 1e4, 1):
-        _, read = tile_within(size, reach, voxels)
+        _, read, seen = tile_within(size, reach, voxels)
+        assert seen >= 1
         assert read <= voxels or read == tile_within(size, reach, 0)[1]
         assert least is None or read <= least
         least = read
@@ -231,7 +232,7 @@ def test_settings_that_mean_nothing_are_refused():
 
 def test_gain_and_spread_belong_to_the_settings_that_were_validated():
     card = {
-        "sampling": {"kind": "multistep", "n_steps": 15, "samples": 4},
+        "sampling": {"sampler": "multistep", "num_steps": 15, "samples": 4},
         "metrics": {"detail_gain_1": 0.4, "detail_gain_4": 0.7, "spread_factor_4": 1.2},
     }
     asked = Sampling(samples=4)
