@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from ctsr import __version__
-from ctsr.cli import convert, download_weights, evaluate, signals, simulate, train_baseline, upsample
+from ctsr.cli import (
+    convert,
+    download_weights,
+    encode_latents,
+    evaluate,
+    finetune_vae,
+    signals,
+    simulate,
+    train_baseline,
+    train_diffusion,
+    upsample,
+)
 from ctsr.cli.console import Console, silence_stdout
 from ctsr.errors import CtsrError, ResourceError, UsageError
 
@@ -26,7 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, upsample, evaluate, simulate, train_baseline, download_weights):
+for command in (
+    convert, upsample, evaluate, simulate, train_baseline, finetune_vae, encode_latents, train_diffusion,
+    download_weights,
+):  # fmt: skip
     command.register(app)
 
 _CLICK_ERROR = typer.BadParameter.__mro__[
