@@ -54,7 +54,7 @@ class Sampling:
         """
         validated, metrics = card.get("sampling", {}), card.get("metrics", {})
         gain = metrics.get(f"detail_gain_{self.samples}")
-        is_same = (self.sampler, self.num_steps) == (validated.get("kind"), validated.get("n_steps"))
+        is_same = (self.sampler, self.num_steps) == (validated.get("sampler"), validated.get("num_steps"))
         if gain is None or not is_same or self.guidance_scale != 1:
             return None
         return float(gain), float(metrics.get(f"spread_factor_{self.samples}", 1.0))

@@ -179,12 +179,11 @@ class DiffusionTask:
             moments.append([_moments(case.missing, details, k) for k in counts])
             errors.append(self._denoising_error(model, case, number))
         of = np.array(moments)  # (cases, counts, 5)
-        fitted = []
+        fitted: dict[str, float] = {}
         for k, (_, both, square, error, spread) in zip(counts, of.sum(axis=0), strict=True):
             gain = float(np.clip(both / square, 0, 1)) if square > 0 else 0.0
-            factor = math.sqrt(error / spread) if spread > 0 else 1.0
-            fitted.append({**self.sampling, "samples": k, "detail_gain": gain, "spread_factor": factor})
-        self.card = {**self.card, "calibration": fitted}
+            fitted[f"detail_gain_{k}"] = gain
+            fitted[f"spread_factor_{k}"] = math.sqrt(error / spread) if spread > 0 else 1.0
         cubic, stage_one = np.mean([case.db for case in self.cases], axis=0).tolist()
         ours = _psnr(of[:, -1], gain)
         return {
@@ -196,9 +195,9 @@ class DiffusionTask:
             "gain_db": ours - cubic,
             "added_db": ours - stage_one,
             "residual_rms_hu": math.sqrt(float(of[:, -1, 2].mean())),
-            "detail_gain": gain,
-            "spread_factor": factor,
             "denoising_error": float(np.mean(errors)),
+            "detail_gain": gain,
+            **fitted,
         }
 
     def _denoising_error(self, model: nn.Module, case: _Case, number: int) -> float:
@@ -255,6 +254,7 @@ def _moments(missing: np.ndarray, details: np.ndarray, k: int) -> list[float]:
 def _psnr(moments: np.ndarray, gain: float) -> float:
     """Mean over the cases, of stage one + gain · m."""
     square = moments[:, 0] - 2 * gain * moments[:, 1] + gain**2 * moments[:, 2]
+    square = np.maximum(square, 1e-12)  # HU²; what cancels in full is rounding
     return float(np.mean(20 * np.log10(PEAK) - 10 * np.log10(square)))
 
 

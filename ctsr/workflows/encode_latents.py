@@ -64,7 +64,7 @@ class EncodeLatents:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not all(2 <= f <= LARGEST_FACTOR for f in self.factors):
+        if not self.factors or not all(2 <= f <= LARGEST_FACTOR for f in self.factors):
             raise UsageError(f"--factors: {self.factors} are not whole numbers in 2…{LARGEST_FACTOR}")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype: {self.dtype} is not {', '.join(DTYPES)}")

@@ -24,7 +24,7 @@ from tests.io.make import affine_of, ct
 FAST = Sampling(num_steps=2, samples=2)
 SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 METRICS = {"detail_gain_2": 0.5, "spread_factor_2": 1.25}
-VALIDATED = {"kind": "multistep", "n_steps": 2, "samples": 2}
+VALIDATED = {"sampler": "multistep", "num_steps": 2, "samples": 2}
 
 
 def write(path: Path, kind: str, network, **card) -> str:
