@@ -69,7 +69,7 @@ def codestream_of(pixels: np.ndarray, compressor: str) -> bytes:
     data.Rows, data.Columns = pixels.shape
     data.PixelRepresentation = int(pixels.dtype == np.int16)
     data.PixelData = pixels.tobytes()
-    return compressed(data, compressor)
+    return compressed(data, compressor)[0]
 
 
 @given(bits=st.integers(8, 16), is_signed=st.booleans(), seed=st.integers(0, 2**32 - 1))
