@@ -27,7 +27,7 @@ from ctsr.io.atomic import write_text
 from ctsr.train import checkpoint, watch
 from ctsr.train.checkpoint import Progress
 
-__all__ = ["LoopConfig", "Outcome", "Report", "Task", "train"]
+__all__ = ["LoopConfig", "Outcome", "Report", "Task", "processes", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def train(
     recipe. ResourceError for a full disk, too little memory, a worker that died.
     """
     with (
-        _processes(config) as (rank, world),
+        processes(config) as (rank, world),
         checkpoint.locked(folder) if rank == 0 else nullcontext(),
         _resource_errors(config),
     ):
@@ -418,11 +418,14 @@ class _Run:
 
 
 @contextmanager
-def _processes(config: LoopConfig) -> Iterator[tuple[int, int]]:
-    """(rank, world size), from what `torchrun` sets."""
+def processes(config: LoopConfig) -> Iterator[tuple[int, int]]:
+    """(rank, world size), from what `torchrun` sets.
+
+    Two trainings in one process are within one: the meeting place of a group can't be used a second time.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield 0, 1
+    if world == 1 or dist.is_initialized():
+        yield (dist.get_rank() if world > 1 else 0), world
         return
     # the others wait while rank 0 validates; a process that died is torchrun's to notice
     backend = "nccl" if config.device.startswith("cuda") else "gloo"

@@ -23,7 +23,7 @@ from ctsr.models.control import ControlledUNet
 from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.train import checkpoint
 from ctsr.train.diffusion import DiffusionTask, Regression, residual_rms
-from ctsr.train.loop import LoopConfig, Outcome, Report, train
+from ctsr.train.loop import LoopConfig, Outcome, Report, processes, train
 from ctsr.weights.registry import load_model
 from ctsr.workflows.training import Stopping, card, is_first, load_vae, never, planned, refuse_taken
 
@@ -84,7 +84,8 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
     vae, vae_file = load_vae(request.vae_checkpoint)
     _check(train_set + val_set, (vae.latent_channels, *vae.strides), vae_file.sha256, request)
     refuse_taken(folder)
-    loop = planned(request.loop, request.epochs, n_scans=len({p.name for p in train_set}))
+    scans = sorted({p.name for p in train_set})
+    loop = planned(request.loop, request.epochs, n_scans=len(scans))
     rms = {"train": residual_rms(train_set), "val": residual_rms(val_set)}
     is_out_of_fold = all(p.record.stamp.is_out_of_fold for p in train_set + val_set)
     if is_first():
@@ -113,7 +114,7 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
 
         model = _model(request, vae.latent_channels, path.kappa, rms["train"])
         told = {name: getattr(sampling, name) for name in ("sampler", "num_steps", "samples")}
-        made_of = card([p.name for p in train_set], seed=loop.seed, init=None, init_sha256=None) | {
+        made_of = card(scans, seed=loop.seed, init=None, init_sha256=None) | {
             "vae_sha256": vae_file.sha256,
             "stage_one_sha256": val_set[0].record.stamp.stage_one_sha256,
             "stage_one_out_of_fold": is_out_of_fold,
@@ -127,7 +128,7 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
             dropout=request.guidance_dropout, seed=loop.seed, card=made_of,
         )  # fmt: skip
 
-    with stopping() as stop:
+    with stopping() as stop, processes(loop):
         path = _known_schedule(request)
         if path is None:
             steps = min(WARM_UP, max(1, loop.max_steps // WARM_UP_SHARE))
