@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctsr.core.volume import Volume
     from ctsr.errors import CtsrError
+    from ctsr.infer.sampling import Sampling
     from ctsr.io.images import from_nibabel, from_sitk, to_nibabel, to_sitk
     from ctsr.io.nifti import write_volume as write
     from ctsr.io.scans import read_scan as read
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CtsrError", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel", "from_sitk",
-    "read", "simulate", "to_nibabel", "to_sitk", "upsample", "write",
+    "CtsrError", "Sampling", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel",
+    "from_sitk", "read", "simulate", "to_nibabel", "to_sitk", "upsample", "write",
 ]  # fmt: skip
 
 _HOMES = {
     "CtsrError": ("ctsr.errors", "CtsrError"),
+    "Sampling": ("ctsr.infer.sampling", "Sampling"),
     "Upsampler": ("ctsr.workflows.thinner", "Thinner"),
     "Volume": ("ctsr.core.volume", "Volume"),
     "body_mask": ("ctsr.metrics.masks", "body_mask"),

@@ -9,8 +9,8 @@ import pytest
 import ctsr
 
 PUBLIC = {
-    "CtsrError", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel", "from_sitk", "read",
-    "simulate", "to_nibabel", "to_sitk", "upsample", "write",
+    "CtsrError", "Sampling", "Upsampler", "Volume", "__version__", "body_mask", "evaluate", "from_nibabel", "from_sitk",
+    "read", "simulate", "to_nibabel", "to_sitk", "upsample", "write",
 }  # fmt: skip
 
 

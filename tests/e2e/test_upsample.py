@@ -15,6 +15,7 @@ import pytest
 from ctsr.io.nifti import write_slabs
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, nifti, put
+from tests.workflows.test_upsample_diffusion import make_project
 
 MEASURED = """
 import atexit, sys
@@ -62,10 +63,13 @@ def stack(path: Path, side: int, n: int) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-@pytest.mark.parametrize("model", ["baseline", "inverse"])
+@pytest.mark.parametrize("model", ["baseline", "inverse", "diffusion"])
 def test_the_memory_stays_below_the_plan(tmp_path, model):
     stack(tmp_path / "in.nii", 64, 60)
     network = ["--checkpoint", checkpoint(tmp_path)] if model == "baseline" else []
+    if model == "diffusion":
+        make_project(tmp_path)
+        network = ["--project", ".", "--num-steps", "1", "--max-memory", "600M"]
     plan, held = peak(tmp_path, "in.nii", "out.nii", "--model", model, *network)
     assert held <= plan
 
