@@ -13,7 +13,7 @@ from typing import Any
 from ctsr.data.manifest import MANIFEST, update_manifest
 from ctsr.data.splits import SHARES
 from ctsr.errors import CtsrError, InputError, SomeCasesFailed, UsageError
-from ctsr.io.atomic import check_output
+from ctsr.io.atomic import check_output, output_error
 from ctsr.io.dicom.elements import text
 from ctsr.io.dicom.records import Refused, Scan, Stack
 from ctsr.io.lists import VOLUME_SUFFIXES, read_table, write_table
@@ -93,11 +93,11 @@ class Outcome:
         return {name: getattr(self, name) for name in names} | {"summary": self.table()}
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each outcome and kind of reason: how many series, and how many images or other files."""
+        """A row for each outcome and kind of reason: how many series, and how many files."""
         words = {"ok": "converted", "there": "there already", "planned": "would convert"}
-        told = [(words[r["status"]], "", 1, r["slices"]) for r in self.series]
-        told += [("left out", r["reason"], 1, r["images"]) for r in self.left_out]
-        told += [("refused", r["reason"], 1, r["images"]) for r in self.refused]
+        told = [(words[r["status"]], "", 1, r["files"]) for r in self.series]
+        told += [("left out", r["reason"], 1, r["files"]) for r in self.left_out]
+        told += [("refused", r["reason"], 1, r["files"]) for r in self.refused]
         told += [("skipped", r["reason"], 0, 1) for r in self.skipped]
         groups: dict[tuple[str, str], list[tuple[str, str, int, int]]] = {}
         for row in told:  # reasons that differ in a number or in a file's name are one kind
@@ -127,9 +127,9 @@ class Outcome:
             found = f": {kinds}" if kinds else ""
             raise InputError(f"no CT volume in it{found}", path=source, report=self.document())
 
-    def refuse(self, report: Report, name: str, n_images: int, reason: str, hint: str) -> None:
+    def refuse(self, report: Report, name: str, n_files: int, reason: str, hint: str) -> None:
         """Note down a refusal and tell it."""
-        self.refused.append({"name": name, "images": n_images, "reason": reason, "hint": hint})
+        self.refused.append({"name": name, "files": n_files, "reason": reason, "hint": hint})
         report.warn(f"{name}: refused: {reason}" + (f" ({hint})" if hint else ""))
 
 
@@ -184,17 +184,19 @@ def convert(
     tasks = take_shard(tasks, c.shard)
     _check_outputs(tasks, c)
     if not c.is_dry_run:
-        data.mkdir(parents=True, exist_ok=True)
+        _make(data)
     records = _run(tasks, c, report, outcome)
     if c.is_dry_run:
         return outcome
     if c.shard is not None:
         report.note(
-            "shares write no lists: when all are done, run once more with --skip-existing, without --shard"
+            "shares write no lists and no table of --link: when all are done, run once more "
+            "with --skip-existing, without --shard"
         )
-    elif records:
-        _write_lists(data, [t for t in tasks if t.target in records], records, c, report, outcome)
-    _write_link([t for t in tasks if t.target in records], c)
+    else:
+        if records:
+            _write_lists(data, [t for t in tasks if t.target in records], records, c, report, outcome)
+        _write_link([t for t in tasks if t.target in records], c)
     return outcome
 
 
@@ -229,7 +231,8 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
     if not source.exists():
         raise InputError("does not exist", path=source)
     if c.link is not None and not c.is_dry_run:
-        check_output(c.link, overwrite=c.overwrite or c.skip_existing, inputs=[source])
+        check_output(c.link, overwrite=True, inputs=[source])
+        _linked(c.link)
     found = _scan(source, c, report)
     if c.selection.series:
         known = {s.series_uid for s in found.stacks} | {r.series_uid for r in found.refused}
@@ -239,11 +242,11 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
     stacks, left_out = c.selection(found.stacks)
     burned = [s for s in stacks if any(text(x.header, _BURNED_IN).upper() == "YES" for x in s.slices)]
     refused = [r for r in found.refused if not c.selection.series or r.series_uid in c.selection.series]
-    refused += [Refused(s.name, len(s.slices), "names may be burned into the pixels") for s in burned]
+    refused += [Refused(s.name, s.n_files, "names may be burned into the pixels") for s in burned]
     for r in refused:
         outcome.refuse(report, r.name, r.n_files, r.reason, r.hint)
     for stack, rule in left_out:
-        outcome.left_out.append({"name": stack.name, "images": len(stack.slices), "reason": rule})
+        outcome.left_out.append({"name": stack.name, "files": stack.n_files, "reason": rule})
         report.detail(f"{stack.name}: left out: {rule}")
     for s in found.skipped:
         outcome.skipped.append({"name": s.name, "reason": s.reason})
@@ -275,6 +278,8 @@ def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming 
     manifest = data / MANIFEST
     rows = read_table(manifest, columns=["file"]) if manifest.exists() else []
     has_key = (project / KEY).exists()
+    if not c.is_dry_run:
+        _make(project)
     key = find_key(
         project, create=not c.is_dry_run, is_needed=any(row.get("source") == SOURCE for row in rows)
     )
@@ -283,6 +288,13 @@ def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming 
     if c.names == "patient":
         report.note("names hold the patient IDs: for public collections only")
     return None if key is None else Naming(key, c.names)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise output_error(exc, folder) from exc
 
 
 def _task(stack: Stack, target: Path, c: Conversion, *, patient: str = "") -> Task:
@@ -329,13 +341,14 @@ def _run(
                     report.warn(f"{task.stack.name}: {warning}")
             seconds = round(time.monotonic() - started, 3)
             row = {"name": task.stack.name, "status": status, "file": task.target.name, "seconds": seconds}
+            row["files"] = task.stack.n_files
             outcome.series.append(row | _described(records[task.target]))
             return {}
 
         def failed(case: Case, error: CtsrError) -> None:
             stack = of_case[case].stack
             reason = f"{error.path}: {error.reason}" if error.path else error.reason
-            outcome.refuse(report, stack.name, len(stack.slices), reason, error.hint)
+            outcome.refuse(report, stack.name, stack.n_files, reason, error.hint)
 
         def done(n: int) -> None:
             report.progress(n / len(tasks), f"{n} of {len(tasks)} series")
@@ -349,6 +362,7 @@ def _planned(stack: Stack, file: str) -> dict[str, Any]:
         "name": stack.name,
         "status": "planned",
         "file": file,
+        "files": stack.n_files,
         "slices": len(stack.slices),
         "spacing_mm": spacing(stack),
         "thickness_mm": stack.slices[0].thickness,
@@ -403,10 +417,10 @@ def _write_lists(
 
 
 def _write_link(tasks: Sequence[Task], c: Conversion) -> None:
-    """The way back from names to patients, for those who may know: readable by its owner alone."""
+    """The way back from names to patients, for those who may know: readable by its owner alone. It only grows."""
     if c.link is None:
         return
-    rows = [
+    rows: list[dict[str, str]] = [
         {
             "file": t.target.name,
             "patient_id": t.stack.patient_id,
@@ -416,4 +430,18 @@ def _write_link(tasks: Sequence[Task], c: Conversion) -> None:
         }
         for t in tasks
     ]
-    write_table(c.link, LINK_COLUMNS, rows, overwrite=c.overwrite or c.skip_existing, mode=0o600)
+    own = {row["file"] for row in rows}
+    rows = [row for row in _linked(c.link) if row["file"] not in own] + rows
+    write_table(c.link, LINK_COLUMNS, rows, overwrite=True, mode=0o600)
+
+
+def _linked(link: Path) -> list[dict[str, str]]:
+    """The rows of a table of `_write_link`; UsageError where the file is another one."""
+    if not link.exists():
+        return []
+    try:
+        return read_table(link, columns=LINK_COLUMNS)
+    except InputError as exc:
+        raise UsageError(
+            "--link: is there and is no such table", path=link, hint="name another file"
+        ) from exc

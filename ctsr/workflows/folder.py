@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +22,11 @@ from ctsr.errors import (
 )
 from ctsr.io.dicom.read import DicomVolume, read_stack
 from ctsr.io.dicom.records import Refused, Stack
+from ctsr.io.dicom.source import read_bytes
 from ctsr.io.lists import VOLUME_SUFFIXES, stem, volumes_in
 from ctsr.io.nifti import read_volume
 from ctsr.io.provenance import sha256_of
 from ctsr.io.scans import find_series, is_dicom, only_series
-from ctsr.workflows.convert_names import content_digest
 
 __all__ = ["Case", "find_cases", "raise_for_failures", "run_cases", "shard_name", "take_shard"]
 
@@ -69,8 +70,13 @@ class Case:
         return self.series
 
     def sha256(self) -> str:
-        """Of the file's bytes, or of what makes the series' slices."""
-        return content_digest(self.series) if isinstance(self.series, Stack) else sha256_of(self.source)
+        """Of the file's bytes, or of those of the series' files, in the order of its slices."""
+        if not isinstance(self.series, Stack):
+            return sha256_of(self.source)
+        digest = hashlib.sha256()
+        for file in dict.fromkeys(s.file for s in self.series.slices):
+            digest.update(hashlib.sha256(read_bytes(file)).digest())
+        return digest.hexdigest()
 
 
 def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[list[Case], bool]:

@@ -467,6 +467,38 @@ def test_the_link_table_is_for_its_owner_and_outside_the_data(export, tmp_path):
     assert {row["file"] for row in rows} == {p.name for p in (tmp_path / "data").glob("*.nii.gz")}
 
 
+def test_the_link_table_grows_with_the_project_and_replaces_nothing_else(export, tmp_path):
+    series(tmp_path / "more", a_series("SECRET7"))
+    link = tmp_path / "link.csv"
+    run(export, project=tmp_path, link=link)
+    before = read_table(link)
+    run(tmp_path / "more", project=tmp_path, link=link)
+    run(tmp_path / "more", project=tmp_path, link=link, skip_existing=True)
+    after = read_table(link)
+    assert after[: len(before)] == before
+    assert [row["patient_id"] for row in after[len(before) :]] == ["SECRET7"]
+    link.write_text("dear diary\n")
+    with pytest.raises(UsageError, match="no such table"):
+        run(export, project=tmp_path, link=link, overwrite=True)
+    assert link.read_text() == "dear diary\n"
+
+
+def test_a_project_folder_is_made_and_shares_leave_the_link_table_to_the_last_run(export, tmp_path):
+    project, link = tmp_path / "new" / "project", tmp_path / "link.csv"
+    for share in ("1/2", "2/2"):
+        run(export, project=project, link=link, shard=share)
+    assert not link.exists()
+    run(export, project=project, link=link, skip_existing=True)
+    assert len(read_table(link)) == len(list((project / "data").glob("*.nii.gz")))
+
+
+def test_a_file_of_many_frames_counts_as_one(tmp_path):
+    series(tmp_path / "x", block(frames=True))
+    outcome, _ = run(tmp_path / "x", project=tmp_path)
+    assert [(row["name"], row["files"], row["slices"]) for row in outcome.series] == [("000.dcm", 1, 12)]
+    assert [row["files"] for row in outcome.table()] == [1]
+
+
 def test_names_with_patients_are_safe_and_noted(tmp_path):
     for i, patient in enumerate(("LIDC-IDRI-0001", "../../etc/pass wd", "..", "ÄÖ")):
         series(tmp_path / "x" / str(i), a_series(patient))

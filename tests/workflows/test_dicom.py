@@ -21,7 +21,7 @@ from ctsr.workflows.folder import raise_for_failures
 from ctsr.workflows.simulate import Simulation, simulate
 from ctsr.workflows.thinner import Thinner
 from ctsr.workflows.upsample import FileOptions, Report, upsample_files
-from tests.io.dicom.make import block, judge, planes, series
+from tests.io.dicom.make import block, judge, planes, put, series
 
 SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 THICK = planes(
@@ -94,6 +94,19 @@ def test_what_is_there_and_agrees_is_skipped(tmp_path, thick):
         thin(thick, tmp_path / "out")
     thin(thick, tmp_path / "out", overwrite=True)
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("edit", [put(PatientName="Corrected^Name"), lambda data, k: flip(data)])
+def test_a_source_that_was_edited_under_its_old_uids_is_another_source(tmp_path, thick, edit):
+    thin(thick, tmp_path / "out")
+    series(thick, block(THICK, lambda data, k: edit(data, k) if k == 4 else None))
+    with pytest.raises(UsageError, match="input_sha256"):
+        thin(thick, tmp_path / "out", skip_existing=True)
+
+
+def flip(data) -> None:
+    """One bit of one pixel, as when a face is blacked out in place."""
+    data.PixelData = data.PixelData[:1000] + bytes([data.PixelData[1000] ^ 1]) + data.PixelData[1001:]
 
 
 def test_an_image_file_borrows_a_patient(tmp_path, thick):

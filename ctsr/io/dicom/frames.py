@@ -34,6 +34,7 @@ _LARGEST = 1 << 31  # bytes of an object's pixels
 _SCOUT = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
 _PROJECTION = {"MIP", "MINIP", "VRT", "CPR", "PROJECTION IMAGE"}
 _PROJECTION |= {"MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"}  # of an Enhanced CT
+_PROJECTION_WORD = re.compile(r"(.*[ _])?(MIP|MIN ?IP|MAX ?IP|VRT|CPR)([ _].*)?")  # CSA MIP, MIP THIN, MIN IP
 _REFORMATTED = re.compile("(MPR|REFORMATTED|CSA).*")
 _COLOURS = re.compile("(MONOCHROME[12]|RGB|PALETTE COLOR|YBR)[A-Z_0-9]*")
 _NOT_HU = {
@@ -126,6 +127,7 @@ def images_of(header: Header, *, originals_only: bool = False) -> list[Image]:
         "matrix size": f"{columns} × {rows}",
         "SOP class": sop_class,
         "frame of reference": text(dataset, 0x00200052),
+        "patient": text(dataset, 0x00100020),  # two may share UIDs after a careless anonymisation
     }
     images = []
     for k, (frame, (position, orientation, pixel_spacing)) in enumerate(zip(frames, places, strict=True)):
@@ -157,7 +159,8 @@ def images_of(header: Header, *, originals_only: bool = False) -> list[Image]:
 def fingerprint(image: Image) -> tuple[object, ...]:
     """Equal for two planes that hold the same bytes as HU of the same scale. InputError."""
     plane = image.slice
-    scale = (plane.slope, plane.intercept, plane.transfer_syntax)
+    coded = (short(plane.header, tag) for tag in (0x00280101, 0x00280103))  # BitsStored, PixelRepresentation
+    scale = (plane.slope, plane.intercept, plane.transfer_syntax, *coded)
     if plane.pixel_offset is None:
         return (*scale, plane.frame, _digest(plane.file, image.start))
     try:
@@ -223,7 +226,7 @@ def _kind(frame: _Frame, *, originals_only: bool) -> tuple[str, ...]:
     technique = texts(frame.at(_FRAME_TYPE_GROUP, _TECHNIQUE), _TECHNIQUE)
     if third_and_fourth & _SCOUT:
         raise NoSlice("localizer")
-    if (several | set(technique)) & _PROJECTION:
+    if (several | set(technique)) & _PROJECTION or any(map(_PROJECTION_WORD.fullmatch, several)):
         raise NoSlice("a projection, not slices")
     if found := third_and_fourth & _NOT_HU:
         raise NoSlice(f"not HU ({found.pop()})")

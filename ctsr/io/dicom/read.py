@@ -28,6 +28,7 @@ from ctsr.io.dicom.sidecar import attributes
 __all__ = ["DicomVolume", "check_rescale", "read_stack"]
 
 _PLAUSIBLE = (-3100.0, 32767.0)  # HU; GE's padding is −3024, extended-scale metal 30,710
+_DENSEST = 30_710  # HU, the end of the extended scale
 _NO_AIR = -500.0  # HU; a CT without anything below is suspect
 _NEW_PADDING = -2000  # HU; where there was none, and a shifted slice has no value
 _INT16, _INT32 = np.iinfo(np.int16), np.iinfo(np.int32)
@@ -184,6 +185,10 @@ def _check_plausible(histogram: np.ndarray, extremes: np.ndarray, warnings: list
         raise InputError(
             f"HU range {extremes.min():g}..{extremes.max():g} is not CT (broken compression?)",
             hint="look at the series in a viewer",
+        )
+    if extremes.max() > _DENSEST:
+        warnings.append(
+            f"values up to {extremes.max():g} HU: negative ones, if the header has their sign wrong"
         )
     if low > _NO_AIR:
         warnings.append(f"no air in the image: the lowest values are {low:g} HU, so they may not be HU")

@@ -97,7 +97,12 @@ class Stack:
     def name(self) -> str:
         """How messages name it: the folder or archive of its first file, the count, no identity."""
         first = self.slices[0].file.name
-        return f"{first} and {len(self.slices) - 1} more" if len(self.slices) > 1 else first
+        return f"{first} and {self.n_files - 1} more" if self.n_files > 1 else first
+
+    @property
+    def n_files(self) -> int:
+        """Files that the slices are in: fewer than slices where one holds many."""
+        return len({s.file for s in self.slices})
 
 
 @dataclass(frozen=True, slots=True)

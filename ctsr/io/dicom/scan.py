@@ -49,6 +49,7 @@ _TOLD = (
     "image type",
     "stack",
     "time",
+    "patient",
 )
 _SHOWN = {"matrix size", "pixel spacing", "kernel", "kV", "field of view"}  # with their values
 

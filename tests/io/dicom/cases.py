@@ -101,6 +101,14 @@ def longer(data: Dataset, k: int) -> None:
     data.PixelData = data.PixelData + bytes(64)
 
 
+def unsigned(data: Dataset, k: int) -> None:
+    """Every second slice is stored without a sign, 4000 higher."""
+    if k % 2:
+        values = np.frombuffer(data.PixelData, np.int16).astype(int) + 4000
+        data.PixelData, data.PixelRepresentation = values.astype(np.uint16).tobytes(), 0
+        data.RescaleIntercept = float(data.RescaleIntercept) - 4000 * float(data.RescaleSlope)
+
+
 def rounded(digits: int) -> Edit:
     return lambda data, k: setattr(
         data, "ImagePositionPatient", [f"{float(x):.{digits}f}" for x in data.ImagePositionPatient]
@@ -223,6 +231,14 @@ CASES: dict[str, Case] = {
     "12 bits, signed, no sign extension": right(block(bits=12, intercept=0)),
     "an overlay in the bits above 12, unsigned": right(block(bits=12, signed=False, above=0b0101)),
     "an overlay in the bits above 12, signed": right(block(bits=12, intercept=0, above=0b1010)),
+    "signed and unsigned slices": right(block(None, unsigned)),
+    "signed and unsigned slices, slope 0.5": right(block(None, unsigned, slope=0.5)),
+    "slope differs from slice to slice, with padding": right(
+        block(None, put(PixelPaddingValue=("SS", -4000)), slope=(1.0, 0.5, 0.25), padding=-4000)
+    ),
+    "unsigned, intercept -32768, with padding": right(
+        block(None, put(PixelPaddingValue=("US", 0)), signed=False, intercept=-32768, padding=0)
+    ),
     "intercept -8192, unsigned": right(block(intercept=-8192, signed=False)),
     "metal of 20000 HU": right(block(planes(offset=20000))),
     "HighBit of 14 with 16 bits stored": refused("HighBit", block(None, put(HighBit=14))),
@@ -335,6 +351,12 @@ CASES: dict[str, Case] = {
     "AcquisitionNumber differs from slice to slice": right(
         block(None, put(AcquisitionNumber=lambda k: k // 3))
     ),
+    "two patients under one SeriesInstanceUID, one above the other": right(
+        block(HFS[:6], put(PatientID="A")), block(later()[6:], put(PatientID="B"))
+    ),
+    "two patients under one SeriesInstanceUID, their slices between each other": right(
+        block(HFS[::2], put(PatientID="A")), block(later()[1::2], put(PatientID="B"))
+    ),
     "two tube voltages": right(*also(block(later(40), put(KVP="80")))),
     "two slices": refused("2 slices", block(HFS[:2])),
     "one slice": refused("1 slice", block(HFS[:1])),
@@ -408,6 +430,15 @@ CASES: dict[str, Case] = {
         "projection",
         block(planes(offset=20), put(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), counts=False),
     ),
+    **{
+        f"a projection by another name, {kind}": skipped(
+            "projection",
+            block(
+                planes(offset=20), put(ImageType=["DERIVED", "SECONDARY", *kind.split(", ")]), counts=False
+            ),
+        )
+        for kind in ("OTHER, CSA MIP", "MIP THIN", "REFORMATTED, MIN IP")
+    },
     "derived reformat": right(
         block(planes(**CORONAL), put(ImageType=["DERIVED", "SECONDARY", "REFORMATTED"]))
     ),

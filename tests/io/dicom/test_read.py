@@ -67,6 +67,7 @@ def test_metal_above_16_bit_is_kept(tmp_path) -> None:
     hu = hu_of(stack)
     assert hu.dtype == np.int32
     assert hu[2, 10, 10] == 58976
+    assert any("has their sign wrong" in w for w in read_stack(stack).warnings)
 
 
 class TestScale:
