@@ -42,9 +42,6 @@ GPU_SHARE = 0.9  # of its free memory
 # Tensors of a network's first level that are alive at once, of 4 bytes a value: measured of `compact` in fp32 on a CPU
 # encode 4.0 to 5.9, decode 4.9 to 8.6, denoise 12 to 14.6, the more the smaller the tile; bf16 takes half.
 ALIVE = {"encode": 6.0, "denoise": 15.0, "decode": 8.5}
-STATES = (
-    7  # latents that a sampler holds beside y₀: u, r̂, r̂ before, their mean, noise, tiles' sum and its like
-)
 FLOP_A_PARAMETER = {"encode": 0.06, "denoise": 0.33, "decode": 0.1}  # and voxel: image, latent, image
 
 
@@ -134,7 +131,7 @@ class Diffuser:
         )
         drawn = []
         for k in range(s.samples):
-            noise = noise_source(y0.shape, seed=s.seed, samples=[k])
+            noise = self.network.noise(noise_source(y0.shape, seed=s.seed, samples=[k]))
             made = sample(denoise, told.y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)  # type: ignore[arg-type]
             drawn.append(made[0].cpu())
         return Drawn(self, y0.cpu(), drawn, size)
@@ -275,8 +272,10 @@ class Diffuser:
         return z, -(-plane // n.stride), -(-plane // n.stride)
 
     def _safe(self, name: str, shape: Sequence[int], run: Callable[[Cut, torch.dtype], T]) -> T:
-        """What a network gives for a latent of `shape`: in smaller tiles where a GPU is full, and once more in fp32
-        where it isn't finite."""
+        """What a network gives for a latent of `shape`.
+
+        In smaller tiles where a GPU is full; once more in fp32 where it isn't finite.
+        """
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             try:
                 made = run(self.cuts.get(name, WHOLE), dtype)
@@ -301,9 +300,11 @@ class Diffuser:
         try:
             return run(self.cuts[name], dtype)
         except torch.OutOfMemoryError:
-            hint = "--max-memory below what is free there, or --device cpu"
+            d, h, w = (n * stride for n, stride in zip(shape, self.vae.strides, strict=True))
+            least = self.fit(name, d, (d, h, w), 0).bytes
             raise ResourceError(
-                f"the GPU's memory is full, {name} needs less than is free", hint=hint
+                f"the GPU's memory is full: {name} needs about {least / 1e9:.2f} GB in its smallest tiles",
+                hint="--max-memory of that and more, below what is free there; --device cpu",
             ) from None
 
     def _remark(self, text: str) -> None:

@@ -23,7 +23,8 @@ from ctsr.metrics.spectrum import power_ratio
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
 from ctsr.workflows.evaluation import GAIN, RESULT, about
-from ctsr.workflows.thinner import Job, Thinner
+from ctsr.workflows.job import Job
+from ctsr.workflows.thinner import Thinner
 
 __all__ = [
     "AGAINST", "NAMED_MASKS", "EvaluateOptions", "Judge", "Picture", "compare", "evaluate_volumes",

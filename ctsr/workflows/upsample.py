@@ -20,7 +20,8 @@ from ctsr.io.nifti import SlabWriter, write_slabs, write_volume
 from ctsr.io.provenance import check_image_output, read_record, read_sidecar
 from ctsr.io.scans import only_series
 from ctsr.workflows.folder import Case, find_cases, run_cases, shard_name, take_shard
-from ctsr.workflows.thinner import Job, Thinner
+from ctsr.workflows.job import Job
+from ctsr.workflows.thinner import Thinner
 
 __all__ = ["FileOptions", "Report", "upsample_files"]
 

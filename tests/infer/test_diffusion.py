@@ -18,7 +18,7 @@ from ctsr.physics.operator import apply_along_z
 from tests.infer.tiny import diffuser, pipeline, thick
 
 SIZE = (30, 72, 60)  # of which the latents are 15 × 18 × 15, more than the networks reach
-GRID = ZGrid(15, 2.0)
+GRID = ZGrid(12, 2.5)  # thick slices that do not lie on latent voxels
 SAME = 0.05  # HU, before rounding
 
 
