@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from ctsr.core.volume import Volume
 from ctsr.diffusion.schedule import Schedule
@@ -19,6 +20,7 @@ from ctsr.models.zoo import pack
 from ctsr.workflows.thinner import Thinner
 from ctsr.workflows.upsample import FileOptions, Report, upsample_files
 from tests.infer import tiny
+from tests.io.dicom.make import block, planes, series
 from tests.io.make import affine_of, ct
 
 FAST = Sampling(num_steps=2, samples=2)
@@ -142,6 +144,17 @@ def test_files_come_out_with_a_record_of_all_three_networks(tmp_path, project):
     other = thinner(project, sampling=Sampling(num_steps=3, samples=2))
     with pytest.raises(UsageError, match="diffusion"):
         upsample_files(source, target, other, again, SILENT)
+
+
+def test_a_series_goes_through_and_its_seed_is_in_its_uids(tmp_path, project):
+    series(tmp_path / "thick", block(planes(n=8, step=3.0)))
+    uids = set()
+    for seed in (0, 1):
+        told = thinner(project, sampling=Sampling(num_steps=2, samples=2, seed=seed))
+        (row,) = upsample_files(tmp_path / "thick", tmp_path / str(seed), told, FileOptions(), SILENT)
+        assert (row["slices_in"], row["slices_out"]) == (8, 16)
+        uids |= {dcmread(path).SOPInstanceUID for path in (tmp_path / str(seed)).glob("*.dcm")}
+    assert len(uids) == 32
 
 
 def test_gain_and_spread_are_taken_from_the_validation(tmp_path, project):
