@@ -97,7 +97,9 @@ class Diffuser:
         if (n := self.network.config.latent_channels) != self.vae.latent_channels:
             raise WeightsError(f"the diffusion has {n} latent channels, its VAE {self.vae.latent_channels}")
         for network in (self.network, self.vae):
-            network.to(self.device).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+            for module in network.to(self.device).eval().modules():
+                if isinstance(module, torch.nn.Conv3d):  # a buffer of four axes would refuse
+                    module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def draw(
