@@ -18,7 +18,7 @@ four times as cheap. Preset `mri` is another network, a 2D one that is run slice
     tiny           0.14 M           7, 13                          2 4 4     for tests
     compact         1.8 M          65, 122                         2 4 4     two CPU cores
     full             52 M        2098, 3118                        2 4 4
-    mri              64 M                                          1 4 4     from 2D starting weights
+    mri              59 M                                          1 4 4     from 2D starting weights
 """
 
 from __future__ import annotations
