@@ -90,6 +90,8 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
     """
     names_file = target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir()
     if is_dicom(source):
+        if source.is_dir():
+            _check_outside(source, target)  # or the next run would find two series, or a NIfTI file instead
         if names_file:
             return [Case(source.name, source, target, only_series(source))], False
         found = find_series(source)
@@ -107,11 +109,7 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
         raise UsageError("names a file; a folder of cases needs a folder for its results", path=target)
     if target.exists() and not target.is_dir():
         raise UsageError("is a file; a folder of cases needs a folder for its results", path=target)
-    resolved_source, resolved_target = source.resolve(), target.resolve()
-    if resolved_target == resolved_source or resolved_source in resolved_target.parents:
-        raise UsageError(
-            f"lies inside the input folder {source}", path=target, hint="name a folder outside it"
-        )
+    _check_outside(source, target)
     taken: dict[str, str] = {}
     for case in cases:
         key = str(case.target.with_name(stem(case.target))).lower()  # one record, and some disks know no case
@@ -119,6 +117,13 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
             raise UsageError(f"{taken[key]} and {case.name} would share one output", path=source)
         taken[key] = case.name
     return cases, True
+
+
+def _check_outside(source: Path, target: Path) -> None:
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"lies inside the input folder {source}", path=target, hint="name a place outside it"
+        )
 
 
 def _series_cases(source: Path, target: Path, series: Sequence[Stack | Refused], suffix: str) -> list[Case]:

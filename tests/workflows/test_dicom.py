@@ -104,6 +104,13 @@ def test_a_source_that_was_edited_under_its_old_uids_is_another_source(tmp_path,
         thin(thick, tmp_path / "out", skip_existing=True)
 
 
+@pytest.mark.parametrize("name", ["thin", "thin.nii.gz", "../thick/thin"])
+def test_a_series_is_not_thinned_into_its_own_folder(thick, name):
+    with pytest.raises(UsageError, match="lies inside the input folder"):
+        thin(thick, thick / name)
+    assert not (thick / "thin").exists()
+
+
 def flip(data) -> None:
     """One bit of one pixel, as when a face is blacked out in place."""
     data.PixelData = data.PixelData[:1000] + bytes([data.PixelData[1000] ^ 1]) + data.PixelData[1001:]

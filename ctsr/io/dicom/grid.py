@@ -242,7 +242,7 @@ def _irregular(slices: Sequence[Slice], positions: np.ndarray, normal: np.ndarra
         first, second = fit_grid(slices[:begin]), fit_grid(slices[begin:])
         return (
             f"slice spacing changes from {first.spacing:.2f} to {second.spacing:.2f} mm at index {begin}; "
-            "--split writes both parts"
+            "ctsr convert --split writes both parts"
         )
     gaps = np.diff(positions @ normal)
     step = float(np.median(gaps))
