@@ -1,4 +1,4 @@
-"""CtVae: a CT volume as a latent an eighth to a quarter of its size, and back.
+"""CtVae: a CT volume as a latent a quarter of its size, and back.
 
 The posterior of a KL autoencoder (Kingma 2014) is made of two parts: a linear block transform, and a convolutional
 network that corrects it with what lies around the block:
@@ -6,7 +6,7 @@ network that corrects it with what lies around the block:
     mean = T · block(x) + network(x),    x̂ = unblock(T⁺ · z) + network(z)
 
 T starts as the cosines of lowest frequency in a block (2 × 4 × 4 voxels, 8 of 32 kept) and the networks at zero, so
-that an untrained model is already a block transform: 41.5 dB on a chest CT where the best linear one, learnt from data,
+that an untrained model is already a block transform: 41.4 dB on a chest CT where the best linear one, learnt from data,
 has 41.6 (peak 4095 HU, body mask). Training starts there. The linear part stays in float32: bfloat16 rounds HU to steps
 of 4 to 8.
 
