@@ -115,7 +115,10 @@ def test_positions_rounded_finer_need_no_exception(digits: int) -> None:
             at(0, 2.5, 7.5, 10, 12.5, 20, 22.5),
             "3 slices missing in 2 gaps .* z=2.50 and z=7.50 \\(index 2\\)",
         ),
-        (at(*every(4, 14), *every(7, 14, start=53.1)), "changes from 4.00 to 7.00 mm at index 14; ctsr convert --split"),
+        (
+            at(*every(4, 14), *every(7, 14, start=53.1)),
+            "changes from 4.00 to 7.00 mm at index 14; ctsr convert --split",
+        ),
         (at(0, 1, 2.7, 3.1, 5), "uneven slice spacing \\(0.40 to 1.90 mm\\)"),
         (at(0, 2.5, 2.5, 5, 7.5, 7.5, 7.5), "2 of 4 positions hold more than one image"),
         (at(5, 5, 5, 5), "1 of 1 position holds more than one image"),
