@@ -1,4 +1,4 @@
-"""Pairs of latents on disk: a file a pair, of the thin truth and of what stage one made of its thick slices.
+"""Pairs of latents on disk: a file a pair, of what stage one made of thick slices, and of what it lacks.
 
 `FOLDER/SCAN/x3-0.safetensors` is the first pair of that scan at factor 3. Beside the latents lies an excerpt in HU, on
 which trainings are validated: they need neither the scans nor stage one.
@@ -36,6 +36,10 @@ __all__ = [
 
 FORMAT = 1
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LATENTS = (
+    "y0",
+    "r",
+)  # r = x₀ − y₀: its difference in fp16 would be half rounding where it is a thousandth of y₀
 EXCERPT = ("truth", "stage_one", "body")  # int16 HU, int16 HU, a mask; (D, H, W) each
 EXCERPT_SIZE = (48, 96, 96)  # voxels at most; 4 samples of 15 steps take two cores some 20 s
 Triple = tuple[int, int, int]
@@ -67,7 +71,7 @@ class PairRecord:
     corner: Triple  # the excerpt's, in latent voxels
     dtype: str
     seed: int
-    mean_square: float = 0.0  # of x₀ − y₀
+    mean_square: tuple[float, ...] = ()  # of the residual, by channel
 
     @property
     def grid(self) -> ZGrid:
@@ -100,15 +104,19 @@ class LatentPair:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 told: dict[str, Any] = json.loads((file.metadata() or {})["ctsr.latents"])
-                shapes = {k: tuple(file.get_slice(k).get_shape()) for k in ("x0", "y0", *EXCERPT)}
+                shapes = {k: tuple(file.get_slice(k).get_shape()) for k in (*LATENTS, *EXCERPT)}
             if told.pop("format") != FORMAT:
                 raise ValueError("made by another version of ctsr")
             told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
             record = PairRecord(**{**told, "stamp": Stamp(**told["stamp"])})
-            c, d, h, w = shapes["x0"]
+            c, d, h, w = shapes["y0"]
             voxels = (record.grid.m, h * record.strides[1], w * record.strides[2])
             ends = [a * s + n for a, s, n in zip(record.corner, record.strides, shapes["truth"], strict=True)]
-            fits = shapes["y0"] == shapes["x0"] and d == -(-record.grid.m // record.strides[0])
+            fits = (
+                shapes["r"] == shapes["y0"]
+                and c == len(record.mean_square)
+                and d == -(-record.grid.m // record.strides[0])
+            )
             fits &= len({shapes[k] for k in EXCERPT}) == 1 and all(map(int.__le__, ends, voxels))
             if not fits:
                 raise ValueError(f"its parts do not fit each other: {shapes}")
@@ -124,13 +132,13 @@ class LatentPair:
         return [cls.open(path, name) for path in sorted((folder / name).glob("x*.safetensors"))]
 
     def read(self, corner: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A part of x₀ and of y₀, (C, *size) float32 each; InputError where a value is not finite."""
+        """A part of y₀ and of r, (C, *size) float32 each; InputError where a value is not finite."""
         z, y, x = (slice(c, c + n) for c, n in zip(corner, size, strict=True))
         with safetensors.safe_open(self.path, framework="pt") as file:
-            x0, y0 = (file.get_slice(name)[:, z, y, x].float() for name in ("x0", "y0"))
-        if not (x0.isfinite().all() and y0.isfinite().all()):
+            y0, r = (file.get_slice(name)[:, z, y, x].float() for name in LATENTS)
+        if not (y0.isfinite().all() and r.isfinite().all()):
             raise InputError("latents that are not finite", path=self.path, hint="encode it again")
-        return x0, y0
+        return y0, r
 
     def excerpt(self) -> list[np.ndarray]:
         """Truth, stage one and the body's mask."""
@@ -159,8 +167,8 @@ def write_pair(
     *,
     overwrite: bool,
 ) -> None:
-    """Write x₀ and y₀, and truth, stage one and mask; the same content gives the same bytes."""
-    kept = {name: t.to(DTYPES[record.dtype]) for name, t in zip(("x0", "y0"), latents, strict=True)}
+    """Write y₀ and r, and truth, stage one and mask; the same content gives the same bytes."""
+    kept = {name: t.to(DTYPES[record.dtype]) for name, t in zip(LATENTS, latents, strict=True)}
     if not all(t.isfinite().all() for t in kept.values()):
         hint = "--dtype bf16 has the range of fp32"
         raise WeightsError(f"the latents are not finite as {record.dtype}", path=path, hint=hint)

@@ -7,6 +7,7 @@ train together, and the branch carries what belongs to the measurement: guidance
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -36,6 +37,11 @@ class ControlledUNet(nn.Module):
             self.base.z_reach,
             self.base.plane_reach,
         )
+
+    def noise(self, source: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        """Noise of variance 1, by step, as this network's process has it: σ_r ε."""
+        sigma = self.base.sigma
+        return lambda step: sigma * source(step).to(sigma)
 
     @property
     def gradient_checkpointing(self) -> bool:

@@ -1,10 +1,11 @@
 """LatentUNet: what is missing between the latent of stage one and that of the truth, at any noise level.
 
-The state x_t = y₀ + u holds the residual r = x₀ − y₀ under noise: u = a·r + s·ε with a = 1 − η, s = κ√η (ResShift,
-Yue 2023). The network predicts r from u, y₀ and the noise level. It sees u by itself, at unit variance: of x_t in
-bfloat16 the residual, a tenth of y₀, would be lost to rounding. The result is
+The state x_t = y₀ + u holds the residual r = x₀ − y₀ under noise: u = a·r + s·σ_r·ε with a = 1 − η, s = κ√η (ResShift,
+Yue 2023), and σ_r of each channel: residuals of CT latents are a hundred times as large in one channel as in another,
+and noise that fits the one would drown the other. The network predicts r from u, y₀ and the noise level. It sees u by
+itself, at unit variance: of x_t in bfloat16 the residual, a tenth of y₀, would be lost to rounding. The result is
 
-    r̂ = g(τ)·u + c·F,   c = s·σ_r / √(a²σ_r² + s²)
+    r̂ = g(τ)·u + c·F,   c = s·σ_r / √(a² + s²)
 
 with F the U-Net and g a gain per channel, both zero before training: an untrained network returns y₀ exactly. Karras
 2022 (table 1) has the same form with a fixed g; here g is learnt, for the sake of that start, and may differ from
@@ -63,12 +64,14 @@ class LatentUNetConfig:
         3,
     )  # of its channels, a level each; in-plane stride 2 between levels
     blocks: int = 1  # residual blocks a level, in the encoder, the middle and the decoder
-    kappa: float = 1.0  # noise: its variance at η = 1 is κ²
-    residual_std: float = 0.3  # σ_r: root mean square of x₀ − y₀ over the training set
+    kappa: float = 3.0  # noise: its standard deviation at η = 1 is κ σ_r
+    residual_std: tuple[float, ...] = (0.3,)  # σ_r of each channel, or one of all: rms of r in training
 
     def __post_init__(self) -> None:
         if not 1 <= self.blocks <= 8:
             raise ValueError(f"{self.blocks} blocks a level, 1 to 8 are possible")
+        if len(self.residual_std) not in (1, self.latent_channels):
+            raise ValueError(f"{len(self.residual_std)} residual_std for {self.latent_channels} channels")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> LatentUNetConfig:
@@ -114,6 +117,11 @@ class LatentUNet(nn.Module):
         self.norm = ChannelNorm(widths[0])
         self.head = zeroed(Conv(widths[0], config.latent_channels))
         self.gain = zeroed(nn.Linear(e, config.latent_channels))
+
+    @property
+    def sigma(self) -> Tensor:
+        """σ_r, (1, C or 1, 1, 1, 1), where the network is."""
+        return self.head.weight.new_tensor(self.config.residual_std).view(1, -1, 1, 1, 1)
 
     @property
     def stride(self) -> int:
@@ -164,12 +172,13 @@ class LatentUNet(nn.Module):
             e = self._embedding(tau, factor, rho, told)
             eta = LOWEST ** (2 - 2 * tau)
             a, s = 1 - eta, self.config.kappa * eta.sqrt()
-            spread = torch.sqrt((a * self.config.residual_std) ** 2 + s**2)  # of u
+            spread = torch.sqrt(a**2 + s**2)  # of u / σ_r
             u = x_t - y0
-            seen = torch.cat([u / _wide(spread), y0 * _wide(told)], dim=1)
+            sigma = self.sigma
+            seen = torch.cat([u / (sigma * _wide(spread)), y0 * _wide(told)], dim=1)
         made = self._network(self._padded(seen), e, control)[..., : size[1], : size[2]]
         with torch.autocast(x_t.device.type, enabled=False):
-            return _wide(self.gain(e)) * u + _wide(s * self.config.residual_std / spread) * made.float()
+            return _wide(self.gain(e)) * u + sigma * _wide(s / spread) * made.float()
 
     def _embedding(self, tau: Tensor, factor: Tensor, rho: Tensor, told: Tensor) -> Tensor:
         """(B, embedding)."""

@@ -39,6 +39,7 @@ Change = Callable[..., np.ndarray]
 (K, m, H, W) float32, HU."""
 STRATIFIED = 64  # successive samples whose noise levels are spread evenly
 VALIDATED = 8  # pairs; two cores take some 30 s for each
+SMALLEST = 1e-5  # of a residual's size: a channel in which stage one lacks nothing still has one
 PROBED = 5  # noise levels at which the error of r̂ is measured
 
 
@@ -57,20 +58,25 @@ class _Patches(Dataset[dict[str, Any]]):
     """Patches under noise; the one of an index is a function of (seed, index)."""
 
     def __init__(
-        self, pairs: Sequence[LatentPair], patch: Sequence[int], path: Schedule, dropout: float, seed: int
+        self,
+        pairs: Sequence[LatentPair],
+        patch: Sequence[int],
+        path: Schedule,
+        sigma: Tensor,
+        dropout: float,
+        seed: int,
     ) -> None:
-        self.pairs, self.path, self.dropout, self.seed = pairs, path, dropout, seed
+        self.pairs, self.path, self.sigma, self.dropout, self.seed = pairs, path, sigma, dropout, seed
         self.patch = [min(n, *(p.shape[1 + axis] for p in pairs)) for axis, n in enumerate(patch)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
         pair = self.pairs[int(rng.integers(len(self.pairs)))]
         corner = [int(rng.integers(n - p + 1)) for n, p in zip(pair.shape[1:], self.patch, strict=True)]
-        x0, y0 = pair.read(corner, self.patch)
-        eps = torch.from_numpy(rng.standard_normal(tuple(y0.shape), np.float32))
+        y0, r = pair.read(corner, self.patch)
+        eps = self.sigma * torch.from_numpy(rng.standard_normal(tuple(y0.shape), np.float32))
         block = np.random.default_rng([self.seed, index // STRATIFIED, 1])
         level = self.path.draw(block, STRATIFIED)[index % STRATIFIED, None]
-        r = x0 - y0
         return {
             "x_t": y0 + diffuse(self.path, r[None], eps[None], level)[0],
             "y0": y0,
@@ -88,7 +94,7 @@ class _Case:
         record = pair.record
         truth, self.stage_one, self.body = pair.excerpt()
         size = [-(-n // s) for n, s in zip(truth.shape, record.strides, strict=True)]
-        self.x0, self.y0 = pair.read(record.corner, size)
+        self.y0, self.r = pair.read(record.corner, size)
         self.conditions = _conditions(pair, record.corner[0], size[0])
         self.grid, self.rho = ZGrid(len(truth) // record.factor, float(record.factor)), record.rho
         spacing = record.factor * record.spacing
@@ -125,19 +131,21 @@ class DiffusionTask:
         sampling: Mapping[str, Any],
         change: Change,
         patch: Sequence[int],
+        weights: np.ndarray,
         dropout: float,
         seed: int,
         card: Mapping[str, Any],
     ) -> None:
         """patch: latent voxels (D, H, W), less where the smallest pair is. dropout: share of guidance's null.
 
+        weights: (C,) of a channel's squared error: what it is worth in HU², over the mean of that of the residual.
         sampling: sampler, num_steps and samples, which `change` draws with.
         """
         self.model: nn.Module = model
         self.config: Mapping[str, Any] = model.config.to_dict()
         self.path, self.sampling, self.change, self.card = path, sampling, change, card
-        self.scale = model.config.residual_std**2
-        patches = _Patches(train, patch, path, dropout, seed)
+        self.weights = torch.as_tensor(weights, dtype=torch.float32).view(-1, 1, 1, 1)
+        patches = _Patches(train, patch, path, model.base.sigma[0].cpu(), dropout, seed)
         self.dataset: Dataset[dict[str, Any]] = patches
         self.recipe: Mapping[str, Any] = {
             "patch": patches.patch,
@@ -150,11 +158,11 @@ class DiffusionTask:
         self.cases = [_Case(pair) for pair in validated_pairs(val)]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean square of r̂ − r over that of r: 1 where nothing is predicted."""
+        """Mean square of r̂ − r over that of r, channels by their worth in HU: 1 where nothing is predicted."""
         told = {name: batch[name] for name in ("factor", "rho", "maps", "null")}
         made: Tensor = model(batch["x_t"], batch["y0"], batch["tau"], **told)
         with torch.autocast(made.device.type, enabled=False):
-            return (made.float() - batch["r"]).square().mean() / self.scale
+            return self._size(made.float() - batch["r"])
 
     def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
         """PSNR of stage one + gain · mean detail, beside cubic and stage one on the same voxels; gain and spread.
@@ -162,6 +170,7 @@ class DiffusionTask:
         gain_db is over cubic, added_db over stage one. denoising_error: of r̂ over that of predicting no residual, a
         mean over noise levels.
         """
+        assert isinstance(model, ControlledUNet)
 
         def heed(share: float) -> None:
             if stop() is not None:
@@ -200,22 +209,27 @@ class DiffusionTask:
             **fitted,
         }
 
-    def _denoising_error(self, model: nn.Module, case: _Case, number: int) -> float:
+    def _denoising_error(self, model: ControlledUNet, case: _Case, number: int) -> float:
         device, levels = next(model.parameters()).device, self.path.levels(PROBED)
         n = len(levels)
-        y0, r = (t.to(device).expand(n, *t.shape) for t in (case.y0, case.x0 - case.y0))
-        x_t = y0 + diffuse(
-            self.path, r, noise_source(case.y0.shape, seed=number, samples=range(n), device=device)(0), levels
-        )
+        y0, r = (t.to(device).expand(n, *t.shape) for t in (case.y0, case.r))
+        noise = model.noise(noise_source(case.y0.shape, seed=number, samples=range(n), device=device))
+        x_t = y0 + diffuse(self.path, r, noise(0), levels)
         tau = torch.tensor(noise_level(levels), dtype=torch.float32, device=device)
         told = {name: t.to(device).expand(n, *t.shape) for name, t in case.conditions.items()}
-        return float((model(x_t, y0, tau, **told) - r).square().mean() / r.square().mean())
+        return float(self._size(model(x_t, y0, tau, **told) - r) / self._size(r))
+
+    def _size(self, r: Tensor) -> Tensor:
+        """Mean square of (B, C, d, h, w), the channels weighted."""
+        return (self.weights.to(r) * r.square()).mean()
 
 
-def residual_rms(pairs: Sequence[LatentPair]) -> float:
-    """σ_r: root mean square of x₀ − y₀ over all pairs."""
+def residual_rms(pairs: Sequence[LatentPair]) -> np.ndarray:
+    """σ_r: root mean square of the residual over all pairs, by channel, (C,) float64."""
     weights = [math.prod(p.shape) for p in pairs]
-    return math.sqrt(np.average([p.record.mean_square for p in pairs], weights=weights))
+    rms = np.sqrt(np.average([p.record.mean_square for p in pairs], axis=0, weights=weights))
+    floored: np.ndarray = np.maximum(rms, SMALLEST)
+    return floored
 
 
 def validated_pairs(pairs: Sequence[LatentPair]) -> list[LatentPair]:

@@ -196,6 +196,7 @@ class _Encoder:
         x0, y0 = (encode_tiled(self.vae, part, tile=TILE).cpu() for part in (truth, restored))
         corner, size = excerpt_box(record, truth.shape)
         cut = tuple(slice(c * s, c * s + n) for c, s, n in zip(corner, record.strides, size, strict=True))
-        record = replace(record, mean_square=float((x0 - y0).double().square().mean()))
+        r = x0 - y0
+        record = replace(record, mean_square=tuple(r.double().square().mean(dim=(1, 2, 3)).tolist()))
         excerpt = [part[cut] for part in (truth, restored, body)]
-        write_pair(path, record, (x0, y0), excerpt, overwrite=self.request.overwrite)
+        write_pair(path, record, (y0, r), excerpt, overwrite=self.request.overwrite)

@@ -21,6 +21,7 @@ from ctsr.infer.sampling import Sampling
 from ctsr.io.lists import read_file_list
 from ctsr.models.control import ControlledUNet
 from ctsr.models.latent_unet import LatentUNetConfig
+from ctsr.models.vae import CtVae
 from ctsr.train import checkpoint
 from ctsr.train.diffusion import DiffusionTask, Regression, residual_rms
 from ctsr.train.loop import LoopConfig, Outcome, Report, processes, train
@@ -31,6 +32,7 @@ __all__ = ["Result", "TrainDiffusion", "TrainingReport", "train_diffusion"]
 
 WARM_UP, WARM_UP_SHARE = 500, 20  # steps at most, and what part of all steps, that V is measured with
 LEAKY = 0.05  # difference of the residuals' size, train against val, from which on it is said
+STEP = 0.1  # of a latent's standard deviation, that gains are measured with
 MAKE_LATENTS = "ctsr encode-latents makes them"
 
 
@@ -86,14 +88,16 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
     refuse_taken(folder)
     scans = sorted({p.name for p in train_set})
     loop = planned(request.loop, request.epochs, n_scans=len(scans))
-    rms = {"train": residual_rms(train_set), "val": residual_rms(val_set)}
+    sigma, of_val = residual_rms(train_set), residual_rms(val_set)
+    gains = _gains(vae.to(loop.device), val_set[0])
+    hu, hu_of_val = (math.sqrt(np.square(rms * gains).sum()) for rms in (sigma, of_val))
     is_out_of_fold = all(p.record.stamp.is_out_of_fold for p in train_set + val_set)
     if is_first():
         fold = "out of fold" if is_out_of_fold else "trained on some of these scans"
         report.note(
-            f"stage one {fold}; residual {rms['train']:.3g} of a latent's spread, {rms['val']:.3g} on val"
+            f"stage one {fold}; its latents lack {hu:.1f} HU, {hu_of_val:.1f} HU on the validation set"
         )
-        if not math.isclose(rms["train"], rms["val"], rel_tol=LEAKY):
+        if abs(hu_of_val / hu - 1) > LEAKY:
             report.note("they differ by more than 5 %: scans of another kind, or a stage one that knows some")
 
     def task(path: Schedule, sampling: Sampling) -> DiffusionTask:
@@ -112,19 +116,21 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
             )
             return np.stack(list(drawn.changes(0, len(x))))
 
-        model = _model(request, vae.latent_channels, path.kappa, rms["train"])
+        is_published = request.schedule == "published"  # whose noise is that of latents, not of residuals
+        model = _model(request, vae.latent_channels, path.kappa, [1.0] if is_published else sigma.tolist())
         told = {name: getattr(sampling, name) for name in ("sampler", "num_steps", "samples")}
         made_of = card(scans, seed=loop.seed, init=None, init_sha256=None) | {
             "vae_sha256": vae_file.sha256,
             "stage_one_sha256": val_set[0].record.stamp.stage_one_sha256,
             "stage_one_out_of_fold": is_out_of_fold,
-            "residual_rms": rms,
+            "residual_rms": {"train": sigma.tolist(), "val": of_val.tolist()},
             "schedule": asdict(path),
             "sampling": told,
             "ranges": _ranges(train_set),
         }
         return DiffusionTask(
             model, train_set, val_set, path=path, sampling=told, change=change, patch=request.patch,
+            weights=(gains / hu) ** 2 * len(gains),
             dropout=request.guidance_dropout, seed=loop.seed, card=made_of,
         )  # fmt: skip
 
@@ -142,10 +148,12 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
             if outcome.stopped_by is not None:
                 return Result(outcome)
             losses = checkpoint.read(where).card["training"]["losses"]
-            variance = rms["train"] ** 2 * min(1.0, float(np.mean(losses[len(losses) // 2 :])))
-            path = Schedule.ctsr(kappa_for(rms["train"], variance), variance)
+            variance = min(1.0, float(np.mean(losses[len(losses) // 2 :])))
+            path = Schedule.ctsr(kappa_for(1.0, variance), variance)
             if is_first():
-                report.note(f"κ = {path.kappa:.3g}: after {steps} steps of regression V = {variance:.3g}")
+                report.note(
+                    f"κ = {path.kappa:.3g}: after {steps} steps of regression V = {variance:.3g} σ_r²"
+                )
         report.begin(loop.max_steps)
         outcome = train(
             task(path, request.sampling), loop, folder, report=report, resume=request.resume, stop=stop
@@ -187,8 +195,8 @@ def _check(pairs: Sequence[LatentPair], plan: tuple[int, ...], sha256: str, requ
             raise WeightsError(f"latents of {found} channels and strides, the VAE has {plan}", path=p.path)
 
 
-def _model(request: TrainDiffusion, channels: int, kappa: float, residual_std: float) -> ControlledUNet:
-    changes: dict[str, Any] = {"latent_channels": channels, "kappa": kappa, "residual_std": residual_std}
+def _model(request: TrainDiffusion, channels: int, kappa: float, sigma: Sequence[float]) -> ControlledUNet:
+    changes: dict[str, Any] = {"latent_channels": channels, "kappa": kappa, "residual_std": tuple(sigma)}
     if request.model_channels is not None:
         changes["model_channels"] = request.model_channels
     with torch.random.fork_rng(devices=[]):
@@ -196,6 +204,19 @@ def _model(request: TrainDiffusion, channels: int, kappa: float, residual_std: f
         model = ControlledUNet(LatentUNetConfig.preset(request.preset, **changes))
     model.gradient_checkpointing = request.gradient_checkpointing
     return model
+
+
+@torch.inference_mode()
+def _gains(vae: CtVae, pair: LatentPair) -> np.ndarray:
+    """(C,) HU, rms, that the decoder makes of noise of standard deviation 1 in each channel, to first order."""
+    size = [min(n, 16) for n in pair.shape[1:]]
+    z = pair.read([(n - m) // 2 for n, m in zip(pair.shape[1:], size, strict=True)], size)[0]
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(size, np.float32))
+    moved = z + STEP * torch.eye(len(z))[:, :, None, None, None] * noise
+    before, after = (vae.decode(vae.unstandardise(t.to(vae.latent_mean))) for t in (z[None], moved))
+    rms = (after - before).square().mean(dim=(1, 2, 3, 4)).sqrt() * vae.config.hu_scale / STEP
+    gains: np.ndarray = rms.double().cpu().numpy()
+    return gains
 
 
 def _known_schedule(request: TrainDiffusion) -> Schedule | None:

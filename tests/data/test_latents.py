@@ -21,7 +21,7 @@ from ctsr.errors import InputError, WeightsError
 STAMP = Stamp(vae_sha256="a" * 64, stage_one_sha256="b" * 64, recipe="r", is_out_of_fold=True)
 RECORD = PairRecord(
     stamp=STAMP, content="c" * 64, factor=3, rho=1.25, n=4, spacing=1.0, pixel=0.8, flips=(True, False, True),
-    strides=(2, 4, 4), corner=(0, 0, 0), dtype="fp32", seed=0, mean_square=0.25,
+    strides=(2, 4, 4), corner=(0, 0, 0), dtype="fp32", seed=0, mean_square=(0.25,) * 8,
 )  # fmt: skip
 
 
@@ -102,9 +102,10 @@ SPOILT = {
     "no factor": (lambda p: spoil_record(p, factor=None), "no pair of latents"),
     "more slices": (lambda p: spoil_record(p, n=7), "parts do not fit"),
     "a far excerpt": (lambda p: spoil_record(p, corner=[0, 4, 0]), "parts do not fit"),
+    "a channel less": (lambda p: spoil_record(p, mean_square=[0.1] * 7), "parts do not fit"),
     "another y0": (lambda p: spoil_tensor(p, "y0", torch.ones(8, 6, 5, 5)), "parts do not fit"),
     "no truth": (lambda p: spoil_tensor(p, "truth", None), "no pair of latents"),
-    "a flat latent": (lambda p: spoil_tensor(p, "x0", torch.ones(8, 6)), "no pair of latents"),
+    "a flat latent": (lambda p: spoil_tensor(p, "r", torch.ones(8, 6)), "no pair of latents"),
 }
 
 
@@ -151,5 +152,5 @@ def test_latents_belong_together_or_are_refused():
 
 
 def test_what_was_made_otherwise_is_told():
-    assert RECORD.difference(replace(RECORD, mean_square=1.0)) == ""
+    assert RECORD.difference(replace(RECORD, mean_square=())) == ""
     assert RECORD.difference(replace(RECORD, rho=2.0)) == "rho: 1.25, now 2.0"

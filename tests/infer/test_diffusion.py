@@ -48,6 +48,21 @@ def test_the_same_seed_gives_the_same_samples_and_another_others(sampler):
     assert np.abs(changes(diffuser(sampler=sampler, seed=1)) - one).max() > 1
 
 
+def test_noise_has_the_size_that_the_network_knows_channel_by_channel():
+    d, seen = diffuser(num_steps=1, samples=1), []
+    d.network.base.config = replace(d.network.config, residual_std=(1e-9,) + (0.3,) * 7)
+
+    def spied(x_t, y0, *args, **told):
+        seen.append(x_t - y0)
+        return torch.zeros_like(y0)
+
+    d.network.forward = spied
+    drawn(d)
+    spread = seen[0].std(dim=(0, 2, 3, 4))
+    assert spread[0] < 1e-6
+    np.testing.assert_allclose(spread[1:], 0.3 * 0.99 * d.network.config.kappa, rtol=0.1)
+
+
 def test_more_samples_leave_the_first_ones_as_they_were():
     np.testing.assert_array_equal(changes(diffuser(samples=3))[:2], changes(diffuser(samples=2)))
 

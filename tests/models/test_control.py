@@ -224,4 +224,6 @@ def test_a_diffusion_is_not_packed_without_the_files_it_needs():
 def test_the_config_survives_json():
     config = LatentUNetConfig.preset("full")
     values = json.loads(json.dumps(config.to_dict()))
-    assert LatentUNetConfig(**(values | {"multipliers": tuple(values["multipliers"])})) == config
+    assert (
+        LatentUNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}) == config
+    )

@@ -141,7 +141,9 @@ def test_null_does_not_see_y0_and_else_it_does():
 )
 @torch.inference_mode()
 def test_u_enters_with_unit_variance_and_leaves_by_what_is_left(sqrt_eta, c_out, c_in):
-    network = untrained(LatentUNetConfig(latent_channels=2, model_channels=4, kappa=2.0, residual_std=0.3))
+    network = untrained(
+        LatentUNetConfig(latent_channels=2, model_channels=4, kappa=2 / 0.3, residual_std=(0.3,))
+    )
     network.head.bias.fill_(1.0)
     seen = []
     network.encoder.stem.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
