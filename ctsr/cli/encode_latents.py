@@ -23,9 +23,7 @@ def encode_latents(
     data_dir: t.DataDir = None,
     file_list: Annotated[
         Path | None,
-        o.option(
-            "--file-list", help="Scans to encode; default: train_files.txt and val_files.txt of the data."
-        ),
+        o.option("--file-list", help="Default: train_files.txt and val_files.txt of the data."),
     ] = None,
     output_dir: Annotated[
         Path | None, o.option("--output-dir", help="Default: latents/ of the project.")
@@ -44,12 +42,7 @@ def encode_latents(
     ] = "2,3,4,5",
     variants: Annotated[
         int,
-        o.option(
-            "--variants",
-            min=1,
-            max=64,
-            help="Pairs for each scan and factor, of other thicknesses and flips.",
-        ),
+        o.option("--variants", min=1, max=64, help="Of each scan and factor: other thicknesses and flips."),
     ] = 2,
     skip_existing: o.SkipExisting = False,
     overwrite: o.Overwrite = False,

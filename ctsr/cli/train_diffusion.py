@@ -52,9 +52,7 @@ def train_diffusion(
     ] = "ctsr",
     kappa: Annotated[
         float | None,
-        o.number(
-            "--kappa", advanced=True, min=0.01, max=100, help="Noise of the ctsr schedule; default: measured."
-        ),
+        o.number("--kappa", advanced=True, min=0.01, max=100, help="Noise, in residuals; default: measured."),
     ] = None,
     model_channels: Annotated[
         int | None,
@@ -62,13 +60,7 @@ def train_diffusion(
     ] = None,
     guidance_dropout: Annotated[
         float,
-        o.number(
-            "--guidance-dropout",
-            advanced=True,
-            min=0,
-            max=0.9,
-            help="Share of samples that stage one is hidden from.",
-        ),
+        o.number("--guidance-dropout", advanced=True, min=0, max=0.9, help="Share without stage one."),
     ] = 0.1,
     warmup_steps: t.WarmupSteps = 500,
     validate_every: t.ValidateEvery = 2000,
