@@ -214,6 +214,15 @@ def test_a_schedule_that_is_known_needs_no_regression(project, changes, kappa, w
     assert not (folder / "regression").exists()
 
 
+def test_a_longer_run_keeps_its_schedule(project):
+    """Of 40 steps 2 are taken for the regression, of 60 it would be 3."""
+    run(project)
+    before = checkpoint.read(project / "checkpoints/diffusion").card["schedule"]
+    result, told = run(project, loop=replace(LOOP, max_steps=60))
+    assert (result.outcome.step, told.lengths) == (60, [60])
+    assert checkpoint.read(project / "checkpoints/diffusion").card["schedule"] == before
+
+
 def test_epochs_count_samples_of_scans(project):
     _, told = run(project, loop=replace(LOOP, batch_size=64, validate_every=100), kappa=1.0, epochs=1)
     assert told.lengths == [8]  # 256 from each of two
