@@ -221,7 +221,7 @@ def _write(
     slabs = _slabs(job, planes, lambda share: report.progress(share, target.name))
     if like is not None:
         warnings = write_series(
-            target, ((k, part.transpose(2, 1, 0)) for k, part in slabs), like, job.affine, job.shape,
+            target, map(_as_planes, slabs), like, job.affine, job.shape,
             derivation=lambda: _derivation(job), padding_value=padding_value, overwrite=files.overwrite,
             random_uids=files.random_uids, record=job.record,
         )  # fmt: skip
@@ -235,7 +235,13 @@ def _write(
     ) as writer:  # fmt: skip
         for _, part in slabs:
             _pour(writer, part)
+            del part  # before the next slab is computed
         _write_beside(job, files, planes)
+
+
+def _as_planes(slab: tuple[int, np.ndarray]) -> tuple[int, np.ndarray]:
+    """(n, rows, columns), as DICOM has them; a function, so that nothing holds a slab while the next is computed."""
+    return slab[0], slab[1].transpose(2, 1, 0)
 
 
 def _slabs(

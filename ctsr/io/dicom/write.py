@@ -204,6 +204,7 @@ def _spool(
             with _create(_spooled(temporary, k), folder) as file:
                 file.write(np.ascontiguousarray(stored).data)
             digests[k] = bytes.fromhex(file.sha256)
+        del slab, plane  # before the next is computed
     if missing := digests.count(b""):
         raise ValueError(f"{missing} of {n} slices did not come")
     return digests
