@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -485,14 +485,28 @@ class _Dies:
         return task
 
 
-@pytest.mark.ci  # alone: a forked worker that dies takes a test runner's own worker with it
+_RUN_WITH_A_WORKER_THAT_DIES = """
+import sys
+from pathlib import Path
+from ctsr.errors import ResourceError
+from tests.train import tiny
+from tests.train.test_loop import _Dies
+try:
+    tiny.run(Path(sys.argv[1]), make=_Dies(sys.argv[2]), workers=1)
+except ResourceError as exc:
+    print(exc.exit_code, exc)
+"""
+
+
+@pytest.mark.ci
 @pytest.mark.parametrize("how", ["killed", "exit"])
 def test_a_worker_that_dies_is_named_and_nothing_hangs(tmp_path, how):
-    start = time.monotonic()
-    with pytest.raises(ResourceError, match=r"prepares data has ended: .*pid.*fewer --workers") as told:
-        tiny.run(tmp_path, make=_Dies(how), workers=1)
-    assert told.value.exit_code == 4
-    assert time.monotonic() - start < 30
+    # in a process of its own: torch raises a worker's death wherever the process is, in the test runner too
+    ran = subprocess.run(
+        [sys.executable, "-c", _RUN_WITH_A_WORKER_THAT_DIES, str(tmp_path), how],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert re.match(r"4 .*prepares data has ended: .*pid.*fewer --workers", ran.stdout), ran.stderr[-1000:]
     assert tiny.run(tmp_path)[0].step == 8  # without workers it goes on
 
 
