@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctsr.diffusion.schedule import Path
 
-__all__ = ["diffuse", "eps_of", "input_scale", "noise_source", "posterior", "preconditioning", "residual_of"]
+__all__ = ["diffuse", "eps_of", "noise_source", "posterior", "residual_of"]
 
 
 def diffuse(path: Path, r: Tensor, eps: Tensor, level: np.ndarray) -> Tensor:
@@ -48,23 +48,6 @@ def residual_of(u: Tensor, eps: Tensor, path: Path, level: float) -> Tensor:
     """The residual r that ε takes to u. Divides by a, which is 0.02 at ResShift's noisiest level."""
     a, s = path.coefficients(level)
     return (u - s * eps) / a
-
-
-def input_scale(path: Path, level: np.ndarray) -> np.ndarray:
-    """(B,) factor that brings x_t = u + y₀ to about unit variance, latents being standardised."""
-    _, s = path.coefficients(np.asarray(level, np.float64))
-    scale: np.ndarray = 1 / np.sqrt(s * s + 1)
-    return scale
-
-
-def preconditioning(path: Path, level: np.ndarray, residual_rms: float) -> tuple[np.ndarray, ...]:
-    """(B,) c_skip, c_out, c_in of r̂ = c_skip u + c_out F(c_in u): F has input and target of unit variance.
-
-    residual_rms: σ_r. Karras et al. 2022, table 1, for a signal share a beside the noise.
-    """
-    a, s = path.coefficients(np.asarray(level, np.float64))
-    total = (a * residual_rms) ** 2 + s * s
-    return a * residual_rms**2 / total, s * residual_rms / np.sqrt(total), 1 / np.sqrt(total)
 
 
 def noise_source(

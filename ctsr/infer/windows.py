@@ -99,7 +99,10 @@ class Tiling:
 
 
 def occupied_box(y: np.ndarray, stride: int) -> tuple[slice, slice]:
-    """Rows and columns of (n, H, W) HU between which the patient lies, in multiples of `stride`; all of air."""
+    """Rows and columns of (n, H, W) HU between which the patient lies, in multiples of `stride`.
+
+    All of them where there is nothing but air.
+    """
     tissue = np.zeros(y.shape[1:])
     for image in y:  # slice by slice: a mask of the whole would take a quarter of its memory
         tissue += image > TISSUE

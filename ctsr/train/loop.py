@@ -449,8 +449,6 @@ def _resource_errors(config: LoopConfig) -> Iterator[None]:
                 hint="a smaller --batch-size or --patch-size, or --gradient-checkpointing",
             ) from exc
         if words.startswith("DataLoader") or "shared memory" in words:
-            # its frames hold the loader, and while that lives torch raises this again at every child's end
-            exc.__traceback__ = None
             raise ResourceError(
                 f"a process that prepares data has ended: {words}",
                 hint="too little memory, or too little room in /dev/shm: fewer --workers, or 0",

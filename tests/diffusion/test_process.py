@@ -117,26 +117,6 @@ def test_noise_and_residual_determine_each_other(path, level, seed):
     torch.testing.assert_close(process.residual_of(u, eps, path, level), r, atol=1e-10, rtol=0)
 
 
-def test_the_scale_of_the_network_s_input():
-    found = 1 / process.input_scale(R15, R15.levels(15)[[0, 4, 9, 14]])
-    np.testing.assert_allclose(found, [1.00079968, 1.15761042, 1.57732701, 2.21819747], atol=1e-8)
-
-
-def test_preconditioning_has_its_golden_values_and_unit_variances():
-    golden = [
-        [0.98291218, 0.03966470, 3.30539206],
-        [0.19823473, 0.27143258, 1.55153559],
-        [0.03710044, 0.29648449, 0.81018653],
-        [0.00045684, 0.29999864, 0.50504821],
-    ]
-    level, rms = R15.levels(15)[[0, 4, 9, 14]], 0.3
-    skip, out, scale = process.preconditioning(R15, level, rms)
-    np.testing.assert_allclose(np.stack([skip, out, scale], axis=1), golden, atol=1e-8)
-    a, s = R15.coefficients(level)
-    np.testing.assert_allclose(scale**2 * ((a * rms) ** 2 + s**2), 1)  # of the input c_in u
-    np.testing.assert_allclose(((1 - skip * a) * rms) ** 2 + (skip * s) ** 2, out**2)  # of r − c_skip u
-
-
 def test_noise_is_a_function_of_seed_sample_and_step_alone():
     shape = (2, 3, 4, 5)
     noise = process.noise_source(shape, seed=7, samples=[0, 1, 2])
