@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ctsr.models.blocks import convolve
+
 __all__ = ["SimpleUNet3D", "SimpleUNet3DConfig"]
 
 SLOPE = 0.1  # leaky ReLU: a plain one before a zero-initialised head died for good
@@ -144,8 +146,8 @@ class SimpleUNet3D(nn.Module):
                 skips.append(hold(self.skip[level], x))
                 x = F.leaky_relu_(conv(self.down[level], x), SLOPE)
         for level in reversed(range(len(self.down))):
-            x = _double_in_plane(_convolve(self.up[level], x, (0, 0, 0)))
-            x = x + _convolve(self.skip[level], skips.pop()(x.shape[2]), (0, 0, 0))
+            x = _double_in_plane(convolve(self.up[level], x, (0, 0, 0)))
+            x = x + convolve(self.skip[level], skips.pop()(x.shape[2]), (0, 0, 0))
             x = residual(self.decode[level], x)
         return self._unfold(conv(self.head, x), height, width)
 
@@ -204,13 +206,13 @@ class _ZState:
             raise _NotYet
         inside = min(ready, max(0, self.depth - max(seen - 1, 0)))
         if inside == ready:
-            return _convolve(conv, x, (0, *conv.padding[1:]))
+            return convolve(conv, x, (0, *conv.padding[1:]))
         rows, columns = (
             (side - 1) // step + 1 for side, step in zip(x.shape[3:], conv.stride[1:], strict=True)
         )
         result = x.new_zeros((len(x), conv.out_channels, ready, rows, columns))
         if inside:
-            result[:, :, :inside] = _convolve(conv, x[:, :, : inside + 2], (0, *conv.padding[1:]))
+            result[:, :, :inside] = convolve(conv, x[:, :, : inside + 2], (0, *conv.padding[1:]))
         return result.contiguous(memory_format=torch.channels_last_3d)
 
     def hold(self, key: nn.Module, x: Tensor) -> Callable[[int], Tensor]:
@@ -234,25 +236,6 @@ class _ZState:
 def _stacked(parts: list[Tensor]) -> Tensor:
     """Joined along z as memory holds them, a slice behind the other: `cat` of channels-last tensors is 10 × as slow."""
     return torch.cat([part.permute(0, 2, 3, 4, 1) for part in parts], dim=1).permute(0, 4, 1, 2, 3)
-
-
-def _convolve(conv: Any, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-    """`conv` with another padding, by oneDNN on a CPU.
-
-    On one thread PyTorch leaves oneDNN for images below about 300 × 300, for a path that is three times as slow and
-    unfolds the image 27-fold in memory.
-    """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    if (
-        x.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        made: Tensor = torch.ops.aten.mkldnn_convolution(
-            x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups
-        )
-        return made
-    return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
 
 
 def _conv(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Conv3d:
