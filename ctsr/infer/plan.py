@@ -74,8 +74,12 @@ def make_plan(
     )
     diffuser = pipeline.diffuser
     fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept + pipeline.matrix_bytes
+    loaded = 0.0
     if diffuser is not None:
         fixed += DIFFUSION_BYTES + diffuser.parameter_bytes
+        loaded = (
+            PYTHON_BYTES + TORCH_BYTES + DIFFUSION_BYTES + 2 * diffuser.parameter_bytes
+        )  # file and tensors
     for tiling in _tilings(pipeline):
         for slabs in _cuts(pipeline.m):
             several = (slabs[0], slabs[len(slabs) // 2])
@@ -84,7 +88,7 @@ def make_plan(
             fits: dict[str, Fit] = {}
             if diffuser is not None:
                 more, fits = _diffusion(pipeline, diffuser, several, of_slab, limit - fixed)
-                peak = max(peak, fixed + more)
+                peak = max(peak, fixed + more, loaded)
             least = min(least, peak)
             if peak <= limit:
                 work = sum(_work(pipeline, *s, tiling) for s in slabs)

@@ -149,7 +149,8 @@ def build(file: ModelFile, path: str) -> nn.Module:
     try:
         config = config_type(**values)
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit the file
-            expected = {n: tuple(t.shape) for n, t in make(config).state_dict().items()}
+            network = make(config)
+            expected = {n: tuple(t.shape) for n, t in network.state_dict().items()}
     except (TypeError, ValueError, RuntimeError) as exc:
         raise WeightsError(f"its configuration makes no network: {exc}", path=path) from exc
     found = {n: tuple(t.shape) for n, t in file.tensors.items()}
@@ -159,8 +160,7 @@ def build(file: ModelFile, path: str) -> nn.Module:
             f"{n}: {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in wrong[:3]
         )
         raise WeightsError(f"{len(wrong)} tensors do not fit its configuration: {shown}", path=path)
-    network = make(config)
-    network.load_state_dict(file.tensors, strict=True)
+    network.load_state_dict(file.tensors, strict=True, assign=True)  # no second copy, no random start
     return network.eval()
 
 
