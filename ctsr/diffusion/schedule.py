@@ -1,14 +1,20 @@
-"""How much signal and how much noise there is at each level: ResShift's schedule, and how a network is told."""
+"""How much signal and how much noise there is at each level, a number in (0, 1]; and how a network is told of it.
+
+A path gives the shares of the state u = a r + s ε. ResShift (`Schedule`): level √η, a = 1 − η, s = κ √η. Rectified flow
+on the residual, the ablation (`Flow`): level t, a = 1 − t, s = scale·t. All else is the same for both.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["Path", "Schedule", "kappa_for", "noise_level"]
+__all__ = ["Flow", "Path", "Schedule", "diffuse", "kappa_for", "noise_level"]
 
 Real = TypeVar("Real", float, np.ndarray)
 
@@ -16,22 +22,6 @@ LOWEST = 0.003  # the level that `noise_level` calls 0; fixed, so that a network
 FINAL_NOISE = 0.1  # of √V: what noise the last step of the `ctsr` preset still has to remove
 LEAST_SHARE = 1 / 15  # of the training at √η₁, where one of 15 steps is
 KAPPA_PER_ROOT_V = 3.0  # 2…4 keep the spread of 15 steps; below the residual's own size x_T would not hide it
-
-
-class Path(Protocol):
-    """What the process, the samplers and a training need to know of a schedule."""
-
-    def coefficients(self, level: Real) -> tuple[Real, Real]:
-        """Signal share a and noise share s of the state u = a r + s ε."""
-        ...
-
-    def levels(self, n_steps: int) -> np.ndarray:
-        """(n_steps,) float64, rising, the noisiest always included: where a sampler calls the network."""
-        ...
-
-    def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
-        """(n,) float64 levels to train on, stratified over the batch."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +45,7 @@ class Schedule:
     @classmethod
     def published(cls, n_steps: int = 15) -> Schedule:
         """The constants of the ResShift papers: the 15 steps of 2023, or the 4 steps of 2024 for 4 and fewer."""
-        kappa = 2.0
-        least = 0.04 if n_steps > 4 else 0.2
-        return cls(min(least / kappa, least), 0.99, 0.3, kappa)
+        return cls(0.02 if n_steps > 4 else 0.1, 0.99, 0.3, 2.0)
 
     @classmethod
     def ctsr(cls, kappa: float, variance: float | None = None) -> Schedule:
@@ -75,27 +63,57 @@ class Schedule:
         return root
 
     def levels(self, n_steps: int) -> np.ndarray:
-        """(n_steps,) float64 √η, rising, both ends included; a single step is the noisiest."""
-        if n_steps < 1:
-            raise ValueError(f"{n_steps} diffusion steps")
+        """(n_steps,) float64 √η where a sampler calls the network, rising, both ends included; one is the noisiest."""
+        _check_steps(n_steps)
         return self.curve(np.linspace(0.0, 1.0, n_steps)) if n_steps > 1 else np.array([self.sqrt_eta_T])
 
     def coefficients(self, level: Real) -> tuple[Real, Real]:
-        """a = 1 − η and s = κ √η at level √η."""
+        """Signal share a and noise share s of the state u = a r + s ε."""
         return 1 - level * level, self.kappa * level
 
     def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
-        """(n,) levels at even positions; one in 15 is √η₁.
+        """(n,) float64 levels to train on, stratified over the batch.
 
-        For p < 1 the curve leaves its start so fast that even positions alone all but never come near it.
+        One in 15 is √η₁: for p < 1 the curve leaves its start too fast for even positions to come near it.
         """
-        position = stratified(generator, n)
+        position = _stratified(generator, n)
         return self.curve(np.where(generator.random(n) < LEAST_SHARE, 0.0, position))
 
 
-def stratified(generator: np.random.Generator, n: int) -> np.ndarray:
-    """(n,) numbers in [0, 1), each uniform, one in every n-th part, in random order."""
-    return (generator.permutation(n) + generator.random(n)) / n
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """u = (1 − t) r + t·scale·ε (Liu et al. 2023), times t even up to 1. scale: σ_r, the residual's rms.
+
+    Methods as of `Schedule`.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"the residual's size is {self.scale:g}")
+
+    def levels(self, n_steps: int) -> np.ndarray:
+        _check_steps(n_steps)
+        return np.arange(1, n_steps + 1) / n_steps
+
+    def coefficients(self, level: Real) -> tuple[Real, Real]:
+        return 1 - level, self.scale * level
+
+    def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
+        return 1 - _stratified(generator, n)
+
+
+Path = Schedule | Flow
+
+
+def diffuse(path: Path, r: Tensor, eps: Tensor, level: np.ndarray) -> Tensor:
+    """u = a r + s ε. r, eps: (B, …); level: (B,), one a sample. For ResShift, the marginal of Yue et al. 2023."""
+    a, s = (
+        torch.as_tensor(c, dtype=r.dtype, device=r.device).view(-1, *[1] * (r.ndim - 1))
+        for c in path.coefficients(np.asarray(level, np.float64))
+    )
+    return a * r + s * eps
 
 
 def kappa_for(residual_rms: float, variance: float) -> float:
@@ -110,3 +128,13 @@ def noise_level(level: Real) -> Real:
     """
     tau: Real = np.clip(np.log(np.maximum(level, LOWEST) / LOWEST) / math.log(1 / LOWEST), 0.0, 1.0)
     return tau
+
+
+def _check_steps(n_steps: int) -> None:
+    if n_steps < 1:
+        raise ValueError(f"{n_steps} diffusion steps")
+
+
+def _stratified(generator: np.random.Generator, n: int) -> np.ndarray:
+    """(n,) numbers in [0, 1), each uniform, one in every n-th part, in random order."""
+    return (generator.permutation(n) + generator.random(n)) / n

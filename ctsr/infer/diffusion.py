@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ctsr.core.zgrid import ZGrid
-from ctsr.diffusion.process import noise_source
-from ctsr.diffusion.sampler import guided, sample
+from ctsr.diffusion.sampler import guided, noise_source, sample
 from ctsr.diffusion.schedule import Path, Schedule
 from ctsr.errors import ResourceError, WeightsError
 from ctsr.infer.sampling import Sampling
@@ -134,7 +133,7 @@ class Diffuser:
         drawn = []
         for k in range(s.samples):
             noise = self.network.noise(noise_source(y0.shape, seed=s.seed, samples=[k]))
-            made = sample(denoise, told.y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)  # type: ignore[arg-type]
+            made = sample(denoise, told.y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)
             drawn.append(made[0].cpu())
         return Drawn(self, y0.cpu(), drawn, size)
 

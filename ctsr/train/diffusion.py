@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 
 from ctsr.core.zgrid import ZGrid
 from ctsr.data.latents import LatentPair
-from ctsr.diffusion.process import diffuse, noise_source
-from ctsr.diffusion.schedule import Schedule, noise_level
+from ctsr.diffusion.sampler import noise_source
+from ctsr.diffusion.schedule import Schedule, diffuse, noise_level
 from ctsr.metrics.fidelity import PEAK, psnr
 from ctsr.models.control import ControlledUNet, slice_maps
 from ctsr.physics.operator import apply_along_z, grid_operator

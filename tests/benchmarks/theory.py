@@ -20,10 +20,8 @@ from machine import ROOT, markdown, provenance, section
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(ROOT))
-from ctsr.diffusion.flow import Flow, heun
-from ctsr.diffusion.process import noise_source
-from ctsr.diffusion.sampler import sample
-from ctsr.diffusion.schedule import Path, Schedule, kappa_for
+from ctsr.diffusion.sampler import heun, noise_source, sample
+from ctsr.diffusion.schedule import Flow, Path, Schedule, kappa_for
 from ctsr.workflows.figures import png
 from tests.diffusion.gaussian import MU, TAU2, S, V, oracle, posterior_mean, remaining, response
 

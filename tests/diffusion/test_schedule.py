@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctsr.diffusion.flow import Flow
-from ctsr.diffusion.schedule import Schedule, kappa_for, noise_level
+from ctsr.diffusion.schedule import Flow, Schedule, diffuse, kappa_for, noise_level
 
 R15 = """0.0200000000 0.1171650823 0.1763045553 0.2336289165 0.2915741278 0.3510092843 0.4123561443 0.4758577309
 0.5416716776 0.6099099334 0.6806580171 0.7539852625 0.8299506624 0.9086063878 0.9900000000"""
@@ -123,3 +123,27 @@ def test_training_is_stratified_and_visits_the_least_noise():
     assert middle.max() == 15
     levels = Flow(1.0).draw(generator, 30)
     np.testing.assert_array_equal(np.sort(np.floor(30 * (1 - levels))), np.arange(30))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_flow_without_a_size_is_refused(scale):
+    with pytest.raises(ValueError, match="size"):
+        Flow(scale)
+
+
+def test_the_noisiest_level_of_a_flow_is_noise_alone():
+    r, eps = torch.ones(1, 4), torch.arange(4.0)[None]
+    assert torch.equal(diffuse(Flow(0.5), r, eps, np.array([1.0])), 0.5 * eps)
+
+
+def test_no_level_to_train_on_is_without_noise():
+    class Lowest:
+        """A generator at the lower end of what it may draw."""
+
+        def permutation(self, n):
+            return np.arange(n)
+
+        def random(self, n):
+            return np.zeros(n)
+
+    np.testing.assert_allclose(Flow(1.0).draw(Lowest(), 4), [1, 0.75, 0.5, 0.25])
