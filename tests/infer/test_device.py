@@ -25,9 +25,14 @@ def test_a_device_that_is_not_there_is_a_resource_error(monkeypatch):
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
 
 
-def test_a_number_format_is_as_asked_or_explained():
+def test_a_number_format_is_as_asked_or_explained(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_dtype("bf16", cpu)[0] is torch.bfloat16
-    assert ":" in choose_dtype("auto", cpu)[1]
+    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has_bf16: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        made, reason = choose_dtype("auto", cpu)
+        assert made is expected
+        assert ":" in reason
     with pytest.raises(UsageError, match="--dtype"):
         choose_dtype("fp64", cpu)
