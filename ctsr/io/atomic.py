@@ -15,32 +15,22 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
 
 from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
 
 __all__ = [
-    "OutputFile",
-    "PathLike",
-    "atomic_folder",
-    "atomic_write",
-    "check_folder",
-    "check_output",
-    "input_error",
-    "output_error",
-    "sweep",
-    "write_bytes",
-    "write_text",
-]
+    "OutputFile", "PathLike", "atomic_folder", "atomic_write", "check_folder", "check_output", "input_error",
+    "output_error", "sweep", "write_bytes", "write_text",
+]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
 
-_ORPHAN_AGE_SECONDS = (
-    3600.0  # a pid says nothing about another host on a shared disk; an hour without a write does
+_ORPHAN_AGE = (
+    3600.0  # seconds; a pid says nothing about another host on a shared disk, an hour without a write does
 )
 _TEMPORARY = re.compile(r"\.ctsr-(\d+)-[0-9a-f]{6}\.part")
 _PIECE = 1 << 24  # bytes a write call: a signal is answered between two calls
-_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)  # O_BINARY: Windows
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # O_BINARY: Windows
 
 _NAMING_FAULTS = {  # the path is wrong, not the disk
     errno.EEXIST: "exists already",
@@ -49,15 +39,6 @@ _NAMING_FAULTS = {  # the path is wrong, not the disk
     errno.EISDIR: "is a folder",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "is a loop of links",
-}
-_NO_HARD_LINKS = {
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EMLINK,
-    errno.EXDEV,
-    errno.EINVAL,
 }
 
 
@@ -79,6 +60,14 @@ def _words(exc: OSError) -> str:
     return (exc.strerror or type(exc).__name__).lower()
 
 
+@contextlib.contextmanager
+def _as_output_error(path: PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise output_error(exc, path) from exc
+
+
 class OutputFile:
     """A file being written, front to back, without a buffer. Counts and hashes what passes.
 
@@ -98,13 +87,6 @@ class OutputFile:
     def fileno(self) -> int:
         return self._descriptor
 
-    def tell(self) -> int:
-        return self.size
-
-    @property
-    def closed(self) -> bool:
-        return self._descriptor < 0
-
     def close(self) -> None:
         """Close the descriptor, once: a close that fails has closed all the same."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -112,19 +94,19 @@ class OutputFile:
             os.close(descriptor)
 
     def flush(self) -> None:
-        """Nothing is held back; here because a file object has it."""
+        """Nothing is held back; here because a compressor asks for it."""
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write all of `data`; UsageError or ResourceError where the disk does not take it."""
-        if self.closed:  # a compressor cleared away late must not reach another file of the same number
+        if (
+            self._descriptor < 0
+        ):  # a compressor cleared away late must not reach another file of the same number
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
         total = len(view)
         while view:
-            try:
+            with _as_output_error(self._path):
                 written = os.write(self._descriptor, view[:_PIECE])
-            except OSError as exc:
-                raise output_error(exc, self._path) from exc
             self._hash.update(view[:written])
             self.size += written
             view = view[written:]
@@ -146,15 +128,12 @@ def atomic_write(
     before_commit: called when all bytes are on the disk and only the name is missing.
     mode: of the new file, before the umask.
     """
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if not overwrite and os.path.lexists(target):
-        raise output_error(FileExistsError(errno.EEXIST, ""), path)
-    sweep(folder)
-    temporary = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
+    target = _target(path, overwrite=overwrite)
+    temporary = _beside(target)
+    sweep(os.path.dirname(target))
     with _as_output_error(path):
         # the kernel takes the umask off this mode: no need to read it, which can't be done without a race
-        file = OutputFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode), path)
+        file = OutputFile(os.open(temporary, _NEW, mode), path)
     try:
         yield file
         with _as_output_error(path):
@@ -162,14 +141,47 @@ def atomic_write(
             file.close()
         if before_commit is not None:
             before_commit(file)
+        _target(path, overwrite=overwrite)  # somebody may have made it meanwhile
         with _as_output_error(path):
-            _commit(temporary, target, overwrite=overwrite)
+            if overwrite or not _is_linked(temporary, target):
+                os.replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             file.close()
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-    _sync_folder(folder)
+    _sync_folder(os.path.dirname(target))
+
+
+def _target(path: PathLike, *, overwrite: bool) -> str:
+    """The file that `path` names, links followed; UsageError where none can be written there, or one is there."""
+    given, target = os.fspath(path), os.path.realpath(path)
+    if given.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(target):
+        raise UsageError("is a folder, a file is asked for", path=path)
+    if not os.path.isdir(folder := os.path.dirname(target)):
+        raise UsageError(f"its folder does not exist: {os.path.dirname(given) or folder}", path=path)
+    with _as_output_error(path), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise UsageError("is a FIFO, a socket or a device, not a file", path=path)
+        if not overwrite:
+            raise FileExistsError(errno.EEXIST, "")
+    return target
+
+
+def _beside(target: str) -> str:
+    """A temporary name in the target's folder, one that `sweep` knows."""
+    return os.path.join(os.path.dirname(target), f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
+
+
+def _is_linked(temporary: str, target: str) -> bool:
+    """Whether the name could be taken by a hard link, which never replaces a file."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError):  # a file system or a platform without them
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -180,12 +192,9 @@ def atomic_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], b
     as far as `check_folder` allows it; two renames do that, so for a moment neither has the name.
     """
     target = os.path.realpath(path)
-    parent = os.path.dirname(target)
     check_folder(path, overwrite=overwrite, is_ours=is_ours)
-    sweep(parent)
-    temporary, aside = (
-        os.path.join(parent, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part") for _ in range(2)
-    )
+    sweep(os.path.dirname(target))
+    temporary, aside = _beside(target), _beside(target)
     try:
         with _as_output_error(path):
             os.mkdir(temporary, 0o700)
@@ -203,44 +212,13 @@ def atomic_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], b
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.lexists(target):
             shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(parent)
-
-
-@contextlib.contextmanager
-def _as_output_error(path: PathLike) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise output_error(exc, path) from exc
-
-
-def _commit(temporary: str, target: str, *, overwrite: bool) -> None:
-    if os.path.lexists(target) and not os.path.isfile(target):
-        raise (
-            IsADirectoryError(errno.EISDIR, "")
-            if os.path.isdir(target)
-            else FileExistsError(errno.EEXIST, "")
-        )
-    if not overwrite:
-        try:
-            os.link(temporary, target)
-            return
-        except FileExistsError:
-            raise
-        except (AttributeError, NotImplementedError):
-            pass
-        except OSError as exc:
-            if exc.errno not in _NO_HARD_LINKS:
-                raise
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "")
-    os.replace(temporary, target)
+    _sync_folder(os.path.dirname(target))
 
 
 def _sync_folder(folder: str) -> None:
     """Make the new name last through a power cut. The file is in place: a failure here is no error."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | _BINARY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -257,11 +235,9 @@ def sweep(folder: PathLike, *, dead: Collection[int | None] = ()) -> None:
             if (found := _TEMPORARY.fullmatch(entry.name)) and not _is_alive(int(found[1])):
                 with contextlib.suppress(OSError):
                     age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                    if int(found[1]) in dead or age > _ORPHAN_AGE_SECONDS:
-                        if entry.is_dir(follow_symlinks=False):
-                            shutil.rmtree(entry.path)
-                        else:
-                            os.unlink(entry.path)
+                    if int(found[1]) in dead or age > _ORPHAN_AGE:
+                        remove = shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.unlink
+                        remove(entry.path)
 
 
 def _is_alive(pid: int) -> bool:
@@ -271,7 +247,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
+    except OSError:  # another user's
         return True
     return True
 
@@ -299,32 +275,11 @@ def check_output(path: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] 
     UsageError: no such folder, a folder or a device in the way, there already without `overwrite`, or one of
     `inputs` itself. ResourceError: the folder can't be written to (tried with a temporary file).
     """
-    given = os.fspath(path)
-    if given.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(given):
-        raise UsageError("is a folder, a file is asked for", path=path)
-    target = os.path.realpath(given)
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise UsageError(f"its folder does not exist: {os.path.dirname(given) or folder}", path=path)
-    try:
-        mode = os.lstat(target).st_mode
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        raise output_error(exc, path) from exc
-    else:
-        if not stat.S_ISREG(mode):
-            raise UsageError(f"is {_kind(mode)}, not a file", path=path)
-        for source in inputs:
-            with contextlib.suppress(OSError):  # an input that can't be looked at is refused where it is read
-                if os.path.samefile(source, target):
-                    raise UsageError("is the input itself", path=path, hint="name another output")
-        if not overwrite:
-            raise output_error(FileExistsError(errno.EEXIST, ""), path)
-    probe = os.path.join(folder, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
-    with _as_output_error(path):
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666))
-        Path(probe).unlink()
+    for source in inputs:
+        with contextlib.suppress(OSError):  # what can't be looked at is refused where it is read
+            if os.path.isfile(path) and os.path.samefile(source, path):
+                raise UsageError("is the input itself", path=path, hint="name another output")
+    _try_out(_target(path, overwrite=overwrite), path)
 
 
 def check_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], bool]) -> None:
@@ -334,29 +289,23 @@ def check_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], bo
     it that we made all of it. UsageError or ResourceError as in `check_output`.
     """
     target = os.path.realpath(path)
-    parent = os.path.dirname(target)
-    if not os.path.isdir(parent):
-        raise UsageError(f"its folder does not exist: {parent}", path=path)
+    if not os.path.isdir(os.path.dirname(target)):
+        raise UsageError(f"its folder does not exist: {os.path.dirname(target)}", path=path)
     with _as_output_error(path):
-        if os.path.lexists(target):
-            if not os.path.isdir(target):
-                raise UsageError("is a file, a folder is asked for", path=path)
-            if count := len(os.listdir(target)):
-                if not is_ours(target):
-                    reason = f"holds {count} files and folders, and not only what ctsr wrote"
-                    raise UsageError(reason, path=path, hint="name another folder")
-                if not overwrite:
-                    raise FileExistsError(errno.EEXIST, "")
-        probe = os.path.join(parent, f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part")
-        os.mkdir(probe)
-        os.rmdir(probe)
+        if os.path.lexists(target) and not os.path.isdir(target):
+            raise UsageError("is a file, a folder is asked for", path=path)
+        if os.path.isdir(target) and (count := len(os.listdir(target))):
+            if not is_ours(target):
+                reason = f"holds {count} files and folders, and not only what ctsr wrote"
+                raise UsageError(reason, path=path, hint="name another folder")
+            if not overwrite:
+                raise FileExistsError(errno.EEXIST, "")
+    _try_out(target, path)
 
 
-def _kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFLNK: "a loop of links",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
+def _try_out(target: str, path: PathLike) -> None:
+    """Make a file beside the target and remove it again."""
+    probe = _beside(target)
+    with _as_output_error(path):
+        os.close(os.open(probe, _NEW, 0o666))
+        os.unlink(probe)
