@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,7 +135,7 @@ class Pipeline:
         """Whether a matrix stands between the last doubling and the result."""
         return self._from_fine is not None
 
-    @property
+    @cached_property
     def halo(self) -> int:
         """Thick slices on either side that the doublings of a slab depend on."""
         if self.engine is None or not self.recipe.n_doublings:
