@@ -83,35 +83,23 @@ class Engine:
     ) -> np.ndarray:
         residual = np.zeros_like(inverse)  # and zero it stays beyond the box of the windows
         total = np.zeros(inverse.shape[1:], np.float32)
-        told = torch.full((1,), rho, device=self.device)
         for window in tiling:
             done = 0
-            read = (slice(None), *window.read)
+            part = y[(slice(None), *window.read)], inverse[(slice(None), *window.read)]
             share = inverse[0][window.keep].size / inverse[0][tiling.sides].size
-            pieces = self.network.stream(self._chunks(y[read], inverse[read]), told, depth=len(y))
+            pieces = self.network.stream(*part, rho, chunk=self.slices_at_once(*part[0].shape[1:]))
             for piece in self._autocast(pieces):
-                part = slice(done, done + len(piece))
+                at = slice(done, done + len(piece))
                 done += len(piece)
                 if tiling.is_exact:
-                    residual[(part, *window.keep)] = piece[(slice(None), *window.keep_in_read)]
+                    residual[(at, *window.keep)] = piece[(slice(None), *window.keep_in_read)]
                 else:
-                    residual[(part, *window.read)] += piece * tiling.weights(window)
+                    residual[(at, *window.read)] += piece * tiling.weights(window)
                 progress(len(piece) / 2 * share)
             if not tiling.is_exact:
                 total[window.read] += tiling.weights(window)
         return residual if tiling.is_exact else np.divide(residual, total, out=residual, where=total > 0)
 
-    def _autocast(self, pieces: Iterator[torch.Tensor]) -> Iterator[np.ndarray]:
+    def _autocast(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for piece in pieces:
-                yield piece[0, 0].float().cpu().numpy()
-
-    def _chunks(self, y: np.ndarray, inverse: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Consecutive (y, inverse), on the device."""
-        chunk = self.slices_at_once(*y.shape[1:])
-        for start in range(0, len(y), chunk):
-            stop = start + chunk
-            yield self._tensor(y[start:stop]), self._tensor(inverse[2 * start : 2 * stop])
-
-    def _tensor(self, part: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(part, np.float32))[None, None].to(self.device)
+            yield from pieces

@@ -11,11 +11,13 @@ memory of one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,29 +95,23 @@ class SimpleUNet3D(nn.Module):
         """Residual for a whole volume. y: (B, 1, D, H, W); inverse: (B, 1, 2D, H, W), HU; rho: (B,)."""
         return self._run(y, inverse, rho, lambda conv, x: conv(x), lambda key, x: lambda n: x)
 
-    def stream(self, chunks: Iterator[tuple[Tensor, Tensor]], rho: Tensor, *, depth: int) -> Iterator[Tensor]:
-        """The same residual from consecutive chunks of (y, inverse) along z, in consecutive pieces.
+    def stream(self, y: np.ndarray, inverse: np.ndarray, rho: float, *, chunk: int) -> Iterator[np.ndarray]:
+        """The same residual of a stack (D, H, W) and its `inverse` (2D, H, W), in consecutive pieces of (2D, H, W), HU.
 
-        depth: D, thick slices in all. A piece lags `z_reach` slices behind its chunk, so the first ones may be
-        empty, and pieces follow the last chunk. Equal to `forward` on the whole up to rounding.
+        chunk: thick slices that go in at once; a piece lags `z_reach` slices behind. y, inverse: of any type, on the
+        CPU. Equal to `forward` on the whole up to rounding.
         """
-        state = _ZState(depth)
-        seen = largest = 0
-        for y, inverse in chunks:
-            seen, largest = seen + y.shape[2], max(largest, y.shape[2])
-            yield self._piece(y, inverse, rho, state)
-        if seen != depth:
-            raise ValueError(f"the chunks held {seen} slices, {depth} were announced")
-        for start in range(0, self.z_reach, largest):  # nothing comes any more: what is held back moves up
-            n = min(largest, self.z_reach - start)
-            shape = (*y.shape[:2], n, *y.shape[3:])
-            yield self._piece(y.new_zeros(shape), y.new_zeros((*shape[:2], 2 * n, *shape[3:])), rho, state)
-
-    def _piece(self, y: Tensor, inverse: Tensor, rho: Tensor, state: _ZState) -> Tensor:
-        try:
-            return self._run(y, inverse, rho, state.convolve, state.hold)
-        except _NotYet:
-            return inverse[:, :, :0]
+        state, told = _ZState(len(y)), self.stem.weight.new_full((1,), rho)
+        chunk, after = min(chunk, len(y)), np.zeros((2 * self.z_reach, *y.shape[1:]), np.float32)
+        # behind the stack nothing comes any more: what is held back moves up
+        for thick, thin in ((y, inverse), (after[::2], after)):
+            for start in range(0, len(thick), chunk):
+                stop = start + chunk
+                parts = thick[start:stop], thin[2 * start : 2 * stop]
+                a, b = (torch.from_numpy(np.ascontiguousarray(p, np.float32))[None, None] for p in parts)
+                with suppress(_NotYet):
+                    piece = self._run(a.to(told.device), b.to(told.device), told, state.convolve, state.hold)
+                    yield piece[0, 0].float().cpu().numpy()
 
     def _run(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,11 +25,11 @@ from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import interpolation_matrix
 
-__all__ = ["BaselineTask", "LossWeights"]
+__all__ = ["BaselineTask"]
 
 
 @dataclass(frozen=True, slots=True)
-class LossWeights:
+class _Loss:
     """L1 + SSIM + gradient along z. HU in units of 100."""
 
     softness: float = 10.0  # HU: below this an error counts by its square, above by its size
@@ -40,29 +40,19 @@ class LossWeights:
     ssim_rows: int = 8  # every so many image rows is looked at as a coronal plane
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Case:
-    """A validation volume: `n` thick slices from its first 2n, and what two other methods make of them."""
+    """A validation volume, where it is measured, and what cubic and `inverse` make of it."""
 
-    volume: TrainVolume
-    n: int
-    body: np.ndarray
-    cubic_db: float
-    inverse_db: float
-
-    @classmethod
-    def of(cls, volume: TrainVolume) -> _Case:
-        n = thick_count(len(volume.hu), 2.0)
-        truth, thick, start, _ = _doubled(volume, n)
+    def __init__(self, volume: TrainVolume) -> None:
+        truth, thick, start, _ = _doubled(volume)
         try:
-            body = body_mask(truth)
+            self.body = body_mask(truth)
         except InputError as exc:
             raise InputError(exc.reason, path=volume.name, hint="nothing to validate on in it") from exc
-        cubic = apply_along_z(interpolation_matrix("cubic", ZGrid(n, 2.0)), thick)
-        cubic_db, inverse_db = (psnr(x, truth, body, peak=PEAK) for x in (cubic, start))
-        if not math.isfinite(cubic_db + inverse_db):
+        cubic = apply_along_z(interpolation_matrix("cubic", ZGrid(len(thick), 2.0)), thick)
+        self.volume, self.db = volume, [psnr(x, truth, self.body, peak=PEAK) for x in (cubic, start)]
+        if not math.isfinite(sum(self.db)):
             raise InputError("nothing to validate on: cubic rebuilds it without an error", path=volume.name)
-        return cls(volume, n, body, cubic_db, inverse_db)
 
 
 class _Pairs(Dataset[dict[str, Any]]):
@@ -94,39 +84,21 @@ class BaselineTask:
         recipe: PairRecipe,
         seed: int,
         card: Mapping[str, Any],
-        weights: LossWeights | None = None,
     ) -> None:
-        self.model: nn.Module = model
-        self.weights = weights or LossWeights()
+        self.model, self.card = model, card
         self.config: Mapping[str, Any] = model.config.to_dict()
-        self.recipe: Mapping[str, Any] = {
-            "pairs": asdict(recipe),
-            "loss": asdict(self.weights),
-            "train": fingerprint(train),
-            "val": fingerprint(val),
-        }
-        self.card = card
+        scans = {"train": fingerprint(train), "val": fingerprint(val)}
+        self.recipe: Mapping[str, Any] = {"pairs": asdict(recipe), "loss": asdict(_Loss()), **scans}
         self.source = PairSource(train, recipe, seed=seed)
         self.dataset: Dataset[dict[str, Any]] = _Pairs(self.source)
-        self.cases = [_Case.of(volume) for volume in val]
+        self.cases = [_Case(volume) for volume in val]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Of the projected result: what the measurement determines is no business of the network."""
         residual = model(batch["thick"], batch["inverse"], batch["rho"])
         with torch.autocast(residual.device.type, enabled=False):
             result = batch["inverse"] + _along_z(batch["null"], residual.float())
-            return self._distance(result / 100, batch["truth"] / 100)
-
-    def _distance(self, result: Tensor, truth: Tensor) -> Tensor:
-        w = self.weights
-        share = torch.ones(truth.shape[2], device=truth.device)
-        share[: w.ends] = share[-w.ends :] = w.ends_weight
-        share = share.view(1, 1, -1, 1, 1) / share.mean()
-        error = result - truth
-        loss = (_soft(error, w.softness / 100) * share).mean()
-        loss = loss + w.gradient * (_soft(error.diff(dim=2), w.softness / 100) * share[:, :, 1:]).mean()
-        planes = (t[:, 0, :, :: w.ssim_rows].transpose(1, 2).flatten(0, 1)[:, None] for t in (result, truth))
-        return loss + w.ssim * (1 - _ssim(*planes, data_range=PEAK / 100))
+            return _distance(result / 100, batch["truth"] / 100)
 
     def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
         """Doubling at t/s = 1 over the validation set: mean PSNR, what it gains, RMS of the residual.
@@ -134,20 +106,18 @@ class BaselineTask:
         gain_db is over cubic, added_db over `inverse`, which the network stands on; all on the same voxels.
         """
         scores, residuals = [], []
-        device = next(model.parameters()).device
         for case in self.cases:
-            truth, thick, start, null = _doubled(case.volume, case.n)
-            chunks, rho = _chunks(thick, start, device), torch.ones(1, device=device)
+            truth, thick, start, null = _doubled(case.volume)
             pieces = []
-            for piece in model.stream(chunks, rho, depth=case.n):  # type: ignore[operator]
+            for piece in model.stream(thick, start, 1.0, chunk=16):  # type: ignore[operator]
                 if stop() is not None:
                     return None
-                pieces.append(piece[0, 0].float().cpu())
-            change = apply_along_z(null, torch.cat(pieces).numpy())
+                pieces.append(piece)
+            change = apply_along_z(null, np.concatenate(pieces))
             scores.append(psnr(start + change, truth, case.body, peak=PEAK))
             residuals.append(float(np.sqrt(np.mean(np.square(change[case.body], dtype=np.float64)))))
         ours = float(np.mean(scores))
-        cubic, inverse = np.mean([(c.cubic_db, c.inverse_db) for c in self.cases], axis=0).tolist()
+        cubic, inverse = np.mean([case.db for case in self.cases], axis=0).tolist()
         return {
             "psnr_4095_db": ours,
             "cubic_psnr_4095_db": cubic,
@@ -157,25 +127,25 @@ class BaselineTask:
         }
 
 
-def _doubled(volume: TrainVolume, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _doubled(volume: TrainVolume) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Truth (2n, H, W), thick (n, H, W), `inverse` (2n, H, W) and I − P A at t/s = 1."""
+    n, spacing = thick_count(len(volume.hu), 2.0), 2 * volume.spacing[0]
     truth = volume.hu[: 2 * n].astype(np.float32)
-    spacing = 2 * volume.spacing[0]
     A, inverse, null = doubling(n, SliceProfile(), spacing=spacing, thickness=spacing)
     thick = apply_along_z(A, truth)
     return truth, thick, apply_along_z(inverse, thick), null
 
 
-def _chunks(
-    thick: np.ndarray, inverse: np.ndarray, device: torch.device, size: int = 16
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive (y, inverse) for a stream; the first is longer than the network's reach."""
-    starts = list(range(0, max(len(thick) - size, 1), size))
-    for start, end in zip(starts, [*starts[1:], len(thick)], strict=True):
-        yield (
-            torch.from_numpy(thick[start:end])[None, None].to(device),
-            torch.from_numpy(inverse[2 * start : 2 * end])[None, None].to(device),
-        )
+def _distance(result: Tensor, truth: Tensor) -> Tensor:
+    w = _Loss()
+    share = torch.ones(truth.shape[2], device=truth.device)
+    share[: w.ends] = share[-w.ends :] = w.ends_weight
+    share = share.view(1, 1, -1, 1, 1) / share.mean()
+    error = result - truth
+    loss = (_soft(error, w.softness / 100) * share).mean()
+    loss = loss + w.gradient * (_soft(error.diff(dim=2), w.softness / 100) * share[:, :, 1:]).mean()
+    planes = (t[:, 0, :, :: w.ssim_rows].transpose(1, 2).flatten(0, 1)[:, None] for t in (result, truth))
+    return loss + w.ssim * (1 - _ssim(*planes, data_range=PEAK / 100))
 
 
 def _along_z(matrix: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A training's state on disk: `last` and `best`, each whole at every instant.
+"""A training's state on disk: `last` and `best`, each whole at every instant; and what its last steps were like.
 
 Both are model files that `upsample` reads; the training's own state (raw weights, moments, counters) lies
 beside the averaged weights. `best` is the bytes of that step's `last`.
@@ -7,9 +7,11 @@ beside the averaged weights. `best` is the bytes of that step's `last`.
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ from ctsr.models import zoo
 __all__ = ["Progress", "locked", "read", "read_metrics", "restore", "save"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, for each parameter
+WINDOW = 200  # steps that "usual" is taken from
+SETTLED = 20  # fewer steps than this say nothing yet
+CLIP_FACTOR = (
+    2.0  # × the running median of the gradient norm: a fixed clip at too high a rate exploded at step 2 300
+)
+JUMP = 10.0  # × the running median of the loss
 
 
 @dataclass(slots=True)
@@ -39,20 +47,30 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+    def remember(self, *, loss: float, norm: float) -> None:
+        """Add a step to the running window."""
+        self.losses, self.norms = [*self.losses, loss][-WINDOW:], [*self.norms, norm][-WINDOW:]
+
+    @property
+    def clip_limit(self) -> float:
+        """The gradient norm that this step is clipped to."""
+        return CLIP_FACTOR * statistics.median(self.norms) if len(self.norms) >= SETTLED else math.inf
+
+    def has_jumped(self, loss: float) -> bool:
+        """Whether the loss is an order of magnitude above what it usually is."""
+        return len(self.losses) >= SETTLED and loss > JUMP * statistics.median(self.losses)
 
 
 def save(
     folder: Path,
-    *,
     kind: str,
     config: Mapping[str, Any],
     card: Mapping[str, Any],
+    progress: Progress,
+    *,
     model: nn.Module,
     ema: Mapping[str, Tensor],
     optimizer: Optimizer,
-    progress: Progress,
     is_best: bool,
 ) -> None:
     """Write `last.safetensors`, and before it `best.safetensors` from the same bytes.
@@ -61,10 +79,9 @@ def save(
     """
     training = {f"raw/{name}": t for name, t in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            training[f"{key}/{name}"] = value.float()
-    full = dict(card) | {"training": progress.to_dict()}
-    data = zoo.pack(kind, config, ema, card=full, training=training)
+        state = optimizer.state.get(parameter, {})
+        training |= {f"{key}/{name}": value.float() for key, value in state.items()}
+    data = zoo.pack(kind, config, ema, card={**card, "training": asdict(progress)}, training=training)
     for name in ["best", "last"] if is_best else ["last"]:
         write_bytes(folder / f"{name}.safetensors", data, overwrite=True)
 
@@ -89,22 +106,20 @@ def restore(
     )
     try:
         progress = Progress(**file.card["training"])
-        trained = progress.step > 0
+        trained = dict(model.named_parameters()) if progress.step > 0 else {}
     except (KeyError, TypeError) as exc:
         raise foreign from exc
-    parameters = dict(model.named_parameters())
-    expected = {f"raw/{n}": t.shape for n, t in model.state_dict().items()}
-    if trained:
-        expected |= {f"step/{n}": torch.Size() for n in parameters}
-        expected |= {f"{key}/{n}": t.shape for n, t in parameters.items() for key in MOMENTS}
-    expected |= {n: t.shape for n, t in ema.items()}
+    expected = {n: t.shape for n, t in ema.items()}
+    expected |= {f"raw/{n}": t.shape for n, t in model.state_dict().items()}
+    expected |= {f"step/{n}": torch.Size() for n in trained}
+    expected |= {f"{key}/{n}": t.shape for n, t in trained.items() for key in MOMENTS}
     if {n: t.shape for n, t in (file.training | file.tensors).items()} != expected:
         raise foreign
     model.load_state_dict({n: file.training[f"raw/{n}"] for n in ema})
     for name, tensor in file.tensors.items():
         ema[name].copy_(tensor)
     optimizer.state.clear()
-    for name, parameter in parameters.items() if trained else ():
+    for name, parameter in trained.items():
         # in the parameter's own layout, as the optimiser would have made them
         state = {"step": file.training[f"step/{name}"].clone()}
         for key in MOMENTS:

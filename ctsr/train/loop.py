@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctsr.errors import CtsrError, ResourceError, TrainingDiverged, UsageError, WeightsError
 from ctsr.io.atomic import write_text
-from ctsr.train import checkpoint, watch
+from ctsr.train import checkpoint
 from ctsr.train.checkpoint import Progress
 
-__all__ = ["LoopConfig", "Outcome", "Report", "Task", "processes", "train"]
+__all__ = ["LoopConfig", "Outcome", "Report", "Task", "is_idle", "processes", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,11 @@ class LoopConfig:
     log: str = "none"
 
 
-FREE_TO_CHANGE = {  # between runs of one folder; pairs a step (batch × processes) are compared as one number
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "validate_every",
-    "save_every",
-    "workers",
-    "device",
-    "log",
-}
+# what a run of a folder keeps, beside network and recipe; pairs a step (batch × processes) are compared as one number
+KEPT = {"warmup_steps", "weight_decay", "ema_decay", "seed", "use_amp"}
 WORKER_TIMEOUT_SECONDS = 300.0  # a batch takes a second or two; a worker that hangs says nothing
+Stop = Callable[[], int | None]
+IDLE_RESIDUAL_HU, IDLE_GAIN_DB = 0.1, 0.01
 
 
 class Task(Protocol):
@@ -75,7 +69,7 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The mean loss of a batch."""
 
-    def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
+    def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
         """Metrics on the validation set; None as soon as `stop()` names a signal.
 
         `psnr_4095_db` chooses the best; `residual_rms_hu` and `added_db` are watched where they are given.
@@ -108,7 +102,7 @@ def train(
     *,
     report: Report,
     resume: bool = True,
-    stop: Callable[[], int | None] = lambda: None,
+    stop: Stop = lambda: None,
 ) -> Outcome:
     """Train until `max_steps`, or until `stop()` names a signal; the state is in `folder` either way.
 
@@ -121,38 +115,40 @@ def train(
         checkpoint.locked(folder) if rank == 0 else nullcontext(),
         _resource_errors(config),
     ):
-        return _Run(task, config, folder, report, rank, world).run(resume, stop)
+        return _Run(task, config, folder, report, stop, rank, world).run(resume)
+
+
+def is_idle(metrics: Mapping[str, float]) -> bool:
+    """Whether a validated network adds nothing to what it stands on (which is itself better than cubic).
+
+    A plain ReLU before a zero head was dead after 200 steps. One that stands on nothing has no such metrics.
+    """
+    residual, added = (metrics.get(name, math.inf) for name in ("residual_rms_hu", "added_db"))
+    return residual < IDLE_RESIDUAL_HU and added < IDLE_GAIN_DB
 
 
 class _Run:
     def __init__(
-        self, task: Task, config: LoopConfig, folder: Path, report: Report, rank: int, world: int
+        self, task: Task, config: LoopConfig, folder: Path, report: Report, stop: Stop, rank: int, world: int
     ) -> None:
-        self.task, self.config, self.folder, self.report = task, config, folder, report
+        self.task, self.config, self.folder, self.report, self.stop = task, config, folder, report, stop
         self.rank, self.world = rank, world
         self.device = torch.device(config.device)
         if world > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
-        layout = (
-            torch.channels_last_3d
-            if any(p.ndim == 5 for p in task.model.parameters())
-            else torch.contiguous_format
-        )
+        is_3d = any(p.ndim == 5 for p in task.model.parameters())
+        layout = torch.channels_last_3d if is_3d else torch.contiguous_format
         self.model = task.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.99),
+            self.model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.progress = Progress()
         self.metrics: list[str] = []
-        self.saved_step: int | None = None
-        self.save_failed = False
+        self.saved_step, self.save_failed = 0, False
 
-    def run(self, resume: bool, stop: Callable[[], int | None]) -> Outcome:
+    def run(self, resume: bool) -> Outcome:
         config = self.config
         goes_on = resume and (self.folder / "last.safetensors").exists()
         if goes_on:
@@ -161,44 +157,45 @@ class _Run:
                 return self._outcome(was_finished=True)
             if self.rank == 0:
                 self.report.note(f"going on from step {self.progress.step}")
-        self._barrier()  # all have read what rank 0 may now replace
-        with _tensorboard(config.log, self.folder, self.rank, self.progress.step) as self.board:
+        if self.world > 1:
+            dist.barrier()  # all have read what rank 0 may now replace
+        with self._tensorboard() as self.board:
             if self.rank == 0:
                 text = json.dumps(self._resolved(), indent=2) + "\n"
                 write_text(self.folder / "config.json", text, overwrite=True)
             if not goes_on:  # nothing of an earlier run may be taken for this one's
                 self._write_metrics()
-                self._save(is_best=False)
+                self._save()
             network: nn.Module = self.model
             if self.world > 1:
                 network = nn.parallel.DistributedDataParallel(self.model)
             while self.progress.step < config.max_steps or self.progress.validation_due:
-                if (signal := self._agreed(stop())) is not None:
-                    self._save(is_best=False)
+                if (signal := self._signal()) is not None:
+                    self._save()
                     return self._outcome(stopped_by=signal)
                 if self.progress.validation_due:
-                    self._validate(stop)
+                    self._validate()
                 else:
-                    self._steps(network, stop)
+                    self._steps(network)
         return self._outcome()
 
     def _restore(self) -> None:
         file = checkpoint.read(self.folder)
         self._refuse_another_recipe(file.card.get("run"))
-        self.progress = progress = checkpoint.restore(
+        self.progress = checkpoint.restore(
             file, self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer
         )
-        self.saved_step = progress.step
-        until = progress.step - progress.validation_due
+        self.saved_step = self.progress.step
+        until = self.saved_step - self.progress.validation_due
         self.metrics = checkpoint.read_metrics(self.folder / "metrics.jsonl", until=until)
 
-    def _steps(self, network: nn.Module, stop: Callable[[], int | None]) -> None:
+    def _steps(self, network: nn.Module) -> None:
         """Train to the next validation; less where a signal comes, or the last good state is taken back."""
         config, progress = self.config, self.progress
         until = min((progress.step // config.validate_every + 1) * config.validate_every, config.max_steps)
         network.train()
         for batch in self._batches(progress.step, until):
-            if self._agreed(stop()) is not None:
+            if self._signal() is not None:
                 return
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.use_amp):
@@ -207,11 +204,11 @@ class _Run:
             ids = f"pairs {progress.step * self.world * config.batch_size} and on"
             if not math.isfinite(value):
                 raise self._diverged(f"loss is not finite ({ids})")
-            if watch.has_jumped(progress, value):
+            if progress.has_jumped(value):
                 self._back_to_last_good(value)
                 return
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), watch.clip_limit(progress)))
+            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), progress.clip_limit))
             if not math.isfinite(norm):
                 raise self._diverged(f"gradient is not finite ({ids})")
             rate = self._rate(progress.step)
@@ -220,10 +217,12 @@ class _Run:
             self.optimizer.step()
             progress.step += 1
             progress.validation_due = progress.step == until
-            self._average()
-            watch.remember(progress, loss=value, norm=norm)
+            decay = min(config.ema_decay, (1 + progress.step) / (10 + progress.step))
+            for name, tensor in self.model.state_dict().items():
+                self.ema[name].lerp_(tensor, 1 - decay)
+            progress.remember(loss=value, norm=norm)
             if progress.step % config.save_every == 0:
-                self._save(is_best=False, may_fail=not self.save_failed)
+                self._save(may_fail=not self.save_failed)
             if self.rank == 0:
                 self.report.step(progress.step, value, rate)
                 if self.board is not None:
@@ -232,12 +231,10 @@ class _Run:
     def _batches(self, start: int, end: int) -> Iterator[dict[str, Tensor]]:
         """The batches of steps start…end − 1 for this process; a sample's index says all about it."""
         size = self.config.batch_size
-        indices = [
-            [(step * self.world + self.rank) * size + i for i in range(size)] for step in range(start, end)
-        ]
+        first = [(step * self.world + self.rank) * size for step in range(start, end)]
         loader = DataLoader(
             self.task.dataset,
-            batch_sampler=indices,
+            batch_sampler=[list(range(i, i + size)) for i in first],
             num_workers=self.config.workers,
             timeout=WORKER_TIMEOUT_SECONDS if self.config.workers else 0,
         )
@@ -246,40 +243,34 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         """Warm-up, then a cosine to a hundredth."""
-        config = self.config
-        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-        done = min(1.0, max(0, step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps))
-        return (
-            config.learning_rate
-            * self.progress.rate_scale
-            * warm
-            * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
-        )
+        c = self.config
+        warm = min(1.0, (step + 1) / max(1, c.warmup_steps))
+        done = min(1.0, max(0, step - c.warmup_steps) / max(1, c.max_steps - c.warmup_steps))
+        cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        return c.learning_rate * self.progress.rate_scale * warm * cosine
 
-    def _average(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
-        for name, tensor in self.model.state_dict().items():
-            self.ema[name].lerp_(tensor, 1 - decay)
-
-    def _validate(self, stop: Callable[[], int | None]) -> None:
+    def _validate(self) -> None:
         """Score the averaged weights, write a line of metrics and both checkpoints; still due after a signal.
 
-        Rank 0 works, the rest wait.
+        Rank 0 works, the rest wait for what it found.
         """
         if self.rank == 0:
             raw = {name: t.clone() for name, t in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema)
             self.model.eval()
             with torch.inference_mode():
-                metrics = self.task.validate(self.model, stop)
+                metrics = self.task.validate(self.model, self.stop)
             self.model.load_state_dict(raw)
             if metrics is not None:
                 self._take(metrics)
-        self._hear_from_rank_0()
+        if self.world > 1:
+            told = [self.progress]
+            dist.broadcast_object_list(told)
+            self.progress = told[0]
         if self.progress.idle_validations >= 2:
             raise TrainingDiverged(
                 f"step {self.progress.step}: the network adds nothing (residual below "
-                f"{watch.IDLE_RESIDUAL_HU} HU, gain below {watch.IDLE_GAIN_DB} dB in two validations)",
+                f"{IDLE_RESIDUAL_HU} HU, gain below {IDLE_GAIN_DB} dB in two validations)",
                 path=self.folder,
                 hint="another --seed, or a lower --lr",
             )
@@ -291,86 +282,58 @@ class _Run:
         if is_best:
             progress.best_db, progress.best_step = metrics["psnr_4095_db"], progress.step
         is_settled = progress.step >= max(500, 2 * self.config.warmup_steps)
-        is_idle = is_settled and watch.is_idle(metrics)
-        progress.idle_validations = progress.idle_validations + 1 if is_idle else 0
+        progress.idle_validations = progress.idle_validations + 1 if is_settled and is_idle(metrics) else 0
         progress.validation_due = False
         line = {"step": progress.step, "loss": sum(progress.losses) / len(progress.losses)} | metrics
         self.metrics.append(json.dumps(line, allow_nan=False) + "\n")
         self._write_metrics()
-        if self.board is not None:
-            for name, value in metrics.items():
-                self.board.add_scalar(f"validation/{name}", value, progress.step)
+        for name, value in metrics.items() if self.board is not None else ():
+            self.board.add_scalar(f"validation/{name}", value, progress.step)
         self._save(is_best=is_best)
         self.report.validation(progress.step, metrics, is_best)
-
-    def _hear_from_rank_0(self) -> None:
-        """Take over what only the process that validated knows."""
-        if self.world == 1:
-            return
-        p = self.progress
-        best = math.nan if p.best_db is None else p.best_db
-        facts = [best, p.best_step, p.idle_validations, p.validation_due]
-        told = torch.tensor(facts, dtype=torch.float64, device=self.device)
-        dist.broadcast(told, 0)
-        best, *counts = told.tolist()
-        p.best_db = None if math.isnan(best) else best
-        p.best_step, p.idle_validations, p.validation_due = int(counts[0]), int(counts[1]), bool(counts[2])
 
     def _write_metrics(self) -> None:
         if self.rank == 0:
             write_text(self.folder / "metrics.jsonl", "".join(self.metrics), overwrite=True)
 
-    def _save(self, *, is_best: bool, may_fail: bool = False) -> None:
+    def _save(self, *, is_best: bool = False, may_fail: bool = False) -> None:
         """Write the state. may_fail: where the disk is full, go on and leave it to the next time."""
-        run = {"run": self._resolved(), "metrics": json.loads(self.metrics[-1]) if self.metrics else None}
+        metrics = json.loads(self.metrics[-1]) if self.metrics else None
+        card = {**self.task.card, "run": self._resolved(), "metrics": metrics}
+        state: dict[str, Any] = {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+        task, progress = self.task, self.progress
         try:
             if self.rank == 0:
-                checkpoint.save(
-                    self.folder,
-                    kind=self.task.kind,
-                    config=self.task.config,
-                    card=dict(self.task.card) | run,
-                    model=self.model,
-                    ema=self.ema,
-                    optimizer=self.optimizer,
-                    progress=self.progress,
-                    is_best=is_best,
-                )
+                checkpoint.save(self.folder, task.kind, task.config, card, progress, is_best=is_best, **state)
         except CtsrError as exc:
             if not may_fail:
                 raise
             self.save_failed = True
-            self.report.note(f"step {self.progress.step}: not saved, tried once more later: {exc}")
+            self.report.note(f"step {progress.step}: not saved, tried once more later: {exc}")
             return
-        self.saved_step, self.save_failed = self.progress.step, False
+        self.saved_step, self.save_failed = progress.step, False
 
     def _back_to_last_good(self, loss: float) -> None:
         at = self.progress.step
-        if self.progress.rate_scale < 1 or self.saved_step is None:
+        if self.progress.rate_scale < 1:
             raise self._diverged(f"loss jumped to {loss:.3g}")
         self._restore()
         self.progress.rate_scale = 0.5
         if self.rank == 0:
             self.report.note(
-                f"step {at}: loss jumped to {loss:.3g}; back to step {self.progress.step} with half the rate"
+                f"step {at}: loss jumped to {loss:.3g}; back to step {self.saved_step} with half the rate"
             )
 
     def _diverged(self, finding: str) -> TrainingDiverged:
-        good = (
-            "no checkpoint yet"
-            if self.saved_step is None
-            else f"last good checkpoint: step {self.saved_step}"
-        )
-        return TrainingDiverged(
-            f"step {self.progress.step}: {finding}", path=self.folder, hint=f"{good}; lower --lr"
-        )
+        hint = f"last good checkpoint: step {self.saved_step}; lower --lr"
+        return TrainingDiverged(f"step {self.progress.step}: {finding}", path=self.folder, hint=hint)
 
     def _resolved(self) -> dict[str, Any]:
         together = self.config.batch_size * self.world
         return {
             "loop": asdict(self.config),
             "network": dict(self.task.config),
-            "recipe": dict(self.task.recipe) | {"pairs a step": together},
+            "recipe": {**self.task.recipe, "pairs a step": together},
             "processes": self.world,
         }
 
@@ -382,9 +345,8 @@ class _Run:
         changed = [
             f"{part}.{key}: {value} → {now[part].get(key)}"
             for part in ("network", "recipe", "loop")
-            if isinstance(before.get(part), dict)
-            for key, value in sorted(before[part].items())
-            if now[part].get(key) != value and not (part == "loop" and key in FREE_TO_CHANGE)
+            for key, value in sorted(before.get(part, {}).items())
+            if now[part].get(key) != value and not (part == "loop" and key not in KEPT)
         ]
         if changed:
             raise UsageError(
@@ -404,17 +366,28 @@ class _Run:
             value /= self.world
         return float(value)
 
-    def _agreed(self, signal: int | None) -> int | None:
+    def _signal(self) -> int | None:
         """The signal that any process got: all stop at the same step."""
+        signal = self.stop()
         if self.world == 1:
             return signal
         found = torch.tensor([signal or 0], device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found) or None
 
-    def _barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def _tensorboard(self) -> AbstractContextManager[Any]:
+        if self.config.log == "none" or self.rank != 0:
+            return nullcontext()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as exc:
+            raise ResourceError(
+                "TensorBoard is not installed", hint="pip install 'ctsr[tensorboard]'"
+            ) from exc
+        writer: AbstractContextManager[Any] = SummaryWriter(
+            str(self.folder / "runs"), purge_step=self.progress.step
+        )
+        return writer
 
 
 @contextmanager
@@ -454,16 +427,3 @@ def _resource_errors(config: LoopConfig) -> Iterator[None]:
                 hint="too little memory, or too little room in /dev/shm: fewer --workers, or 0",
             ) from exc
         raise
-
-
-@contextmanager
-def _tensorboard(log: str, folder: Path, rank: int, step: int) -> Iterator[Any]:
-    if log == "none" or rank != 0:
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as exc:
-        raise ResourceError("TensorBoard is not installed", hint="pip install 'ctsr[tensorboard]'") from exc
-    with SummaryWriter(str(folder / "runs"), purge_step=step) as board:
-        yield board

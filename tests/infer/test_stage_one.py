@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from ctsr.infer.windows import Tiling
 from ctsr.models.simple_unet3d import SimpleUNet3DConfig
@@ -16,22 +15,6 @@ SAME = 0.05  # HU
 def result(plane, n=9, **told):
     p = pipeline("baseline", plane, n=n, **told)
     return p.rows(thick(n, plane), 0, p.m)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("channels", [(8, 8), (4, 4, 4)])
-def test_chunks_of_any_size_equal_the_whole_network(chunk, channels):
-    net = network(config=SimpleUNet3DConfig(channels=channels))
-    y = torch.from_numpy(thick(11, (13, 10)).astype(np.float32))[None, None]
-    inverse = y.repeat_interleave(2, dim=2) + torch.randn(1, 1, 22, 13, 10, generator=torch.Generator())
-    rho = torch.ones(1)
-    cuts = [(a, min(11, a + chunk)) for a in range(0, 11, chunk)]
-    with torch.inference_mode():
-        pieces = list(
-            net.stream(iter([(y[:, :, a:b], inverse[:, :, 2 * a : 2 * b]) for a, b in cuts]), rho, depth=11)
-        )
-        whole = net(y, inverse, rho)
-    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, atol=SAME, rtol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 30])

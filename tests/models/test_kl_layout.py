@@ -182,9 +182,7 @@ def errors(model: CtVae, encode, decode, image_channels: int = 1) -> tuple[float
 
 
 @pytest.mark.parametrize(
-    "how",
-    [{}, {"image_channels": 2}, {"image_channels": 3}, {"attention": False}, {"quant": False}],
-    ids=str,
+    "how", [{}, {"image_channels": 2}, {"image_channels": 3}, {"attention": False}, {"quant": False}], ids=str
 )
 @torch.inference_mode()
 def test_every_slice_comes_out_as_the_2d_model_gives_it(how):

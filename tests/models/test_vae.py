@@ -54,11 +54,7 @@ def chest(size: tuple[int, int, int], batch: int = 1) -> torch.Tensor:
 
 
 @settings(max_examples=20)
-@given(
-    hu=st.floats(-1024, 3071),
-    size=st.tuples(*[st.integers(1, 9)] * 3),
-    config=st.sampled_from(OF_VOXELS),
-)
+@given(hu=st.floats(-1024, 3071), size=st.tuples(*[st.integers(1, 9)] * 3), config=st.sampled_from(OF_VOXELS))
 @torch.inference_mode()
 def test_an_untrained_model_keeps_a_uniform_volume_of_any_size(hu, size, config):
     x = torch.full((1, 1, *size), hu / 1000)

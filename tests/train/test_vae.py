@@ -19,7 +19,7 @@ from ctsr.errors import InputError
 from ctsr.metrics.fidelity import bias, mae, psnr
 from ctsr.metrics.masks import body_mask, tissue_bands
 from ctsr.models.vae import CtVae, VaeConfig
-from ctsr.train import watch
+from ctsr.train.loop import is_idle
 from ctsr.train.vae import BlockTransform, VaeLoss, VaeTask, usual_kl_weight
 from tests.train import tiny
 
@@ -205,5 +205,5 @@ def test_another_recipe_is_another_run(tmp_path):
 
 def test_an_autoencoder_is_never_idle():
     """It adds to nothing that a gain could be over."""
-    assert not watch.is_idle(make().validate(network(), lambda: None))
-    assert watch.is_idle({"residual_rms_hu": 0.0, "added_db": 0.0})
+    assert not is_idle(make().validate(network(), lambda: None))
+    assert is_idle({"residual_rms_hu": 0.0, "added_db": 0.0})
