@@ -2,8 +2,9 @@
 
     python tests/benchmarks/reshape.py WEIGHTS|none OUT.safetensors --channels 32 48 48 [--unshuffle 2]
 
-For `ctsr train-baseline --init OUT.safetensors`. New channels begin with random weights towards them and zeros away from
-them, so that a network that is only wider computes what the old one did; a coarsest level that is not wanted is left out.
+For `ctsr train-baseline --init OUT.safetensors`. New channels begin with random weights towards them and zeros away
+from them, so that a network that is only wider computes what the old one did; a coarsest level that is not wanted is
+left out.
 """
 
 from __future__ import annotations
