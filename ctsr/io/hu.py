@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctsr.core.volume import AIR, PADDING_LIMIT
-from ctsr.errors import InputError, ResourceError
+from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
+from ctsr.errors import InputError
+from ctsr.io.nifti_header import LABEL_INTENT, Header
 
-__all__ = ["kept_dtype", "refuse_what_is_not_hu", "to_hu"]
+__all__ = ["volume_of"]
 
 _PIECE = 1 << 20  # voxels
 _LARGEST_HU = 1e5  # metal saturates at 3071 or 32767; nothing real is beyond
@@ -24,50 +25,55 @@ _LABEL_VALUES = 128  # TotalSegmentator has 118; a grey picture 256
 _LABEL_FLATNESS = 0.8  # share of neighbours that are equal; CT with noise is below 0.1
 
 
-def kept_dtype(stored: np.dtype, hu: np.ndarray) -> np.dtype:
-    """The type that a result may be stored in: the input's, but for those that other readers do not know."""
-    native = stored.newbyteorder("=")
+def volume_of(
+    stored: np.ndarray,
+    header: Header,
+    *,
+    hu_offset: float = 0.0,
+    slice_thickness: float | None = None,
+    allow_labels: bool = False,
+    allow_not_hu: bool = False,
+    path: str | None = None,
+    notes: list[str],
+) -> Volume:
+    """The volume of stored values (n,), i fastest, in HU; InputError where they can't be HU.
+
+    The array is `stored` itself where it holds HU (a foreign byte order is turned in place), int16 where whole
+    numbers come out that fit, else float32. A result keeps the stored type, but for those that others do not read.
+    """
+    hu = _to_hu(stored, header, inter=header.inter + hu_offset, path=path)
+    is_label = header.intent == LABEL_INTENT
+    _look(hu, is_label=is_label, allow_labels=allow_labels, allow_not_hu=allow_not_hu, path=path, notes=notes)
+    native = header.dtype.newbyteorder("=")
     is_common = (native.kind in "iu" and native.itemsize <= 4) or native in (np.float32, np.float64)
-    return native if is_common else hu.dtype
+    return Volume(
+        hu.reshape(header.shape, order="F"),
+        header.affine,
+        slice_thickness=slice_thickness,
+        slice_axis=header.slice_axis,
+        stored_dtype=native if is_common else hu.dtype,
+        form_code=header.form_code,
+    )
 
 
 def _pieces(n: int) -> Iterator[slice]:
     return (slice(start, start + _PIECE) for start in range(0, n, _PIECE))
 
 
-def to_hu(
-    stored: np.ndarray, shape: tuple[int, int, int], *, slope: float, inter: float, path: str | None = None
-) -> np.ndarray:
-    """HU of a flat stream of stored values, (n,): slope · stored + inter.
-
-    Returned without a copy where it holds HU already (a foreign byte order is turned in place); int16 where
-    whole numbers come out that fit; else float32.
-    Refuses NaN and infinity, and values beyond ±10⁵.
-    """
+def _to_hu(stored: np.ndarray, header: Header, *, inter: float, path: str | None) -> np.ndarray:
+    slope = header.slope
     if not stored.dtype.isnative:
         stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
-    low, high = _range(stored, shape, path)
-    ends = sorted((slope * low + inter, slope * high + inter))
-    if ends[0] < -_LARGEST_HU or ends[1] > _LARGEST_HU:
-        raise InputError(
-            f"values from {ends[0]:.6g} to {ends[1]:.6g}: HU lie within ±{_LARGEST_HU:g}", path=path
-        )
-    kind, itemsize = stored.dtype.kind, stored.dtype.itemsize
-    is_scaled = (slope, inter) != (1.0, 0.0)
-    if not is_scaled and ((kind in "iu" and itemsize < 8) or stored.dtype == np.float32):
+    low, high = _range(stored, header.shape, path)
+    low, high = sorted((slope * low + inter, slope * high + inter))
+    if low < -_LARGEST_HU or high > _LARGEST_HU:
+        raise InputError(f"values from {low:.6g} to {high:.6g}: HU lie within ±{_LARGEST_HU:g}", path=path)
+    is_integer = stored.dtype.kind in "iu"
+    is_fit = stored.dtype == np.float32 or (is_integer and stored.dtype.itemsize < 8)
+    if (slope, inter) == (1.0, 0.0) and is_fit:
         return stored
-    is_whole = kind in "iu" and slope == int(slope) and inter == int(inter)
-    dtype: np.dtype = np.dtype(np.float32)
-    if is_whole and ends[0] >= -32768 and ends[1] <= 32767:
-        dtype = np.dtype(np.int16)
-    elif is_whole and not is_scaled:  # int64: within ±10⁵, so int32 holds it
-        dtype = np.dtype(np.int32)
-    try:
-        hu = np.empty(stored.size, dtype)
-    except MemoryError as exc:
-        raise ResourceError(
-            f"{stored.size * dtype.itemsize:,} bytes of memory for the voxels can't be had", path=path
-        ) from exc
+    is_whole = is_integer and slope == int(slope) and inter == int(inter) and -32768 <= low <= high <= 32767
+    hu = np.empty(stored.size, np.int16 if is_whole else np.float32)
     for piece in _pieces(stored.size):
         hu[piece] = stored[piece].astype(np.float64) * slope + inter
     return hu
@@ -75,54 +81,50 @@ def to_hu(
 
 def _range(stored: np.ndarray, shape: tuple[int, int, int], path: str | None) -> tuple[float, float]:
     """Smallest and largest value; refuses what is not finite, with the count and the first place."""
-    lows, highs = [], []
     with np.errstate(invalid="ignore"):
-        for piece in _pieces(stored.size):
-            lows.append(float(stored[piece].min()))
-            highs.append(float(stored[piece].max()))
-    if not np.isfinite([lows, highs]).all():  # min and max carry NaN along
-        bad = [np.flatnonzero(~np.isfinite(stored[piece])) + piece.start for piece in _pieces(stored.size)]
-        count, first = sum(b.size for b in bad), next(int(b[0]) for b in bad if b.size)
-        place = ",".join(str(int(x)) for x in np.unravel_index(first, shape, order="F"))
-        raise InputError(
-            f"{count:,} voxel{'s are' if count > 1 else ' is'} not finite (first at {place})", path=path
+        ends = [(float(stored[p].min()), float(stored[p].max())) for p in _pieces(stored.size)]
+    if not np.isfinite(ends).all():  # min and max carry NaN along
+        bad = np.concatenate(
+            [np.flatnonzero(~np.isfinite(stored[p])) + p.start for p in _pieces(stored.size)]
         )
+        place = ",".join(str(int(x)) for x in np.unravel_index(bad[0], shape, order="F"))
+        are = "voxels are" if bad.size > 1 else "voxel is"
+        raise InputError(f"{bad.size:,} {are} not finite (first at {place})", path=path)
+    lows, highs = zip(*ends, strict=True)
     return min(lows), max(highs)
 
 
-def refuse_what_is_not_hu(
+def _look(
     hu: np.ndarray,
     *,
-    stored_dtype: np.dtype,
-    is_label: bool = False,
-    allow_labels: bool = False,
-    allow_not_hu: bool = False,
-    path: str | None = None,
+    is_label: bool,
+    allow_labels: bool,
+    allow_not_hu: bool,
+    path: str | None,
     notes: list[str],
 ) -> None:
     """Look at the values as one who knows CT would; InputError where they are labels, or not HU.
 
-    hu: (n,) in the file's order. is_label: the file itself says so. An offset of 1000 or 1024 is told by its
-    peaks, with the option that mends it. A volume that is constant or has no air gets a note.
+    is_label: the file itself says so. An offset of 1000 or 1024 is told by its peaks, with the option that
+    mends it. A volume that is constant or has no air gets a note.
     """
     runs = _sample(hu)
     values = runs[runs > PADDING_LIMIT]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    is_label = is_label or (low >= 0 and _looks_labelled(runs))
-    if is_label and not allow_labels:
-        raise InputError(
-            f"label map ({np.unique(values).size} whole numbers from {low:g} to {high:g}), not CT", path=path
-        )
-    if is_label or allow_not_hu:
+    if is_label or (low >= 0 and _looks_labelled(runs)):
+        if not allow_labels:
+            count = np.unique(values).size
+            raise InputError(f"label map ({count} whole numbers from {low:g} to {high:g}), not CT", path=path)
+        return
+    if allow_not_hu:
         return
     if low == high:
         notes.append(f"all voxels are {low:g} HU" if values.size else "all voxels are scanner padding")
         return
-    fault = ""
-    hint = "convert the DICOM series again, with ctsr convert"
+    fault, hint = "", "convert the DICOM series again, with ctsr convert"
     if low >= -1 and high <= 1:
         fault = f"values {low:.3g}…{high:.3g}: not HU, but a picture scaled to 1"
-    elif low >= 0 and high <= 255.5 and (stored_dtype.itemsize == 1 or _looks_clipped(values)):
+    elif low >= 0 and high <= 255.5 and (hu.dtype.itemsize == 1 or _looks_clipped(values)):
         fault = f"values {low:.4g}…{high:.4g}: not HU, but a picture of 8 bits"
     elif low >= 0 and (offset := _likely_offset(values)):
         fault = f"no value below 0 and tissue near 1000: HU with {offset} added"
@@ -138,17 +140,15 @@ def _sample(hu: np.ndarray) -> np.ndarray:
     if hu.size <= _RUNS * _RUN:
         return hu[None]
     spread = (np.arange(_RUNS) * 0.6180339887498949) % 1  # golden ratio: in step with no row and no slice
-    starts = (spread * (hu.size - _RUN)).astype(np.int64)
-    return np.stack([hu[s : s + _RUN] for s in starts])
+    return np.stack([hu[s : s + _RUN] for s in (spread * (hu.size - _RUN)).astype(np.int64)])
 
 
 def _looks_labelled(runs: np.ndarray) -> bool:
     """Few whole numbers without noise: neighbours are nearly always equal."""
     if runs.dtype.kind == "f" and not np.array_equal(runs, np.rint(runs)):
         return False
-    distinct = np.unique(runs).size
     same = np.mean(runs[:, 1:] == runs[:, :-1]) if runs.shape[1] > 1 else 0.0
-    return bool(2 <= distinct <= _LABEL_VALUES and same >= _LABEL_FLATNESS)
+    return bool(2 <= np.unique(runs).size <= _LABEL_VALUES and same >= _LABEL_FLATNESS)
 
 
 def _looks_clipped(values: np.ndarray) -> bool:
@@ -162,11 +162,9 @@ def _likely_offset(values: np.ndarray) -> int:
     Bone and contrast without air are all ≥ 0 too, but fall off from 0 up; tissue with an offset is a peak, and
     a peak takes many voxels to be seen.
     """
-    if values.size < _PEAK_VOXELS:
-        return 0
     tissue = np.mean((values > 850) & (values < 1250))
     between = np.mean((values > 350) & (values < 700))
-    if tissue < 0.05 or tissue < 2 * between:
+    if values.size < _PEAK_VOXELS or tissue < 0.05 or tissue < 2 * between:
         return 0
     # air: 24 where 1024 was added, 0 where 1000 was; an exact 0 may be padding or a clipped value in both
     below, around = np.histogram(values, bins=[0.5, 12, 36])[0] / [11.5, 24]

@@ -8,8 +8,8 @@ import numpy as np
 
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, InputError
-from ctsr.io.hu import kept_dtype, refuse_what_is_not_hu, to_hu
-from ctsr.io.nifti_form import MM_PER_UNIT, checked_affine
+from ctsr.io.hu import volume_of
+from ctsr.io.nifti_header import Header, checked_affine, mm_per_unit
 
 __all__ = ["from_nibabel", "from_sitk", "to_nibabel", "to_sitk"]
 
@@ -28,18 +28,18 @@ def from_nibabel(image: Any, *, notes: list[str] | None = None) -> Volume:
     form_code = int(header["sform_code"]) or int(header["qform_code"])
     if not form_code:
         raise GeometryError("no orientation: sform and qform codes are 0")
-    scale = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
-    if scale is None:
-        raise GeometryError(f"xyzt_units = {int(header['xyzt_units']) & 7} is no unit of length")
+    scale = mm_per_unit(int(header["xyzt_units"]), notes=notes)
     proxy = (
         image.dataobj
     )  # an array, or a file with slope and inter, which np.asarray would turn into float64
-    stored = np.asarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy)
-    slope, inter = float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
-    slice_axis = header.get_dim_info()[2]
-    affine = np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, np.float64)
     return _volume(
-        stored, affine, notes, slope=slope, inter=inter, slice_axis=slice_axis, form_code=form_code
+        np.asarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy),
+        np.asarray(image.affine, np.float64) * [[scale], [scale], [scale], [1.0]],
+        notes,
+        slope=float(getattr(proxy, "slope", 1.0)),
+        inter=float(getattr(proxy, "inter", 0.0)),
+        slice_axis=header.get_dim_info()[2],
+        form_code=form_code,
     )
 
 
@@ -83,30 +83,13 @@ def to_sitk(volume: Volume) -> Any:
     return image
 
 
-def _volume(
-    stored: np.ndarray,
-    affine: np.ndarray,
-    notes: list[str],
-    *,
-    slope: float = 1.0,
-    inter: float = 0.0,
-    slice_axis: int | None = None,
-    form_code: int = 1,
-) -> Volume:
+def _volume(stored: np.ndarray, affine: np.ndarray, notes: list[str], **fields: Any) -> Volume:
+    """fields: of Header."""
     stored = stored.reshape(stored.shape[:3]) if stored.ndim > 3 and set(stored.shape[3:]) == {1} else stored
     if stored.ndim != 3 or stored.dtype.kind not in "iuf" or 0 in stored.shape:
-        raise InputError(
-            f"{stored.ndim}D array of {stored.dtype}, {stored.shape}; a 3D one of numbers expected"
-        )
+        found = f"{stored.ndim}D array of {stored.dtype}, {stored.shape}"
+        raise InputError(f"{found}; a 3D one of numbers expected")
     i, j, k = stored.shape
-    affine = checked_affine(affine, notes=notes)
+    header = Header((i, j, k), checked_affine(affine, notes=notes), stored.dtype, **fields)
     flat = np.array(stored, order="F", copy=True).reshape(-1, order="F")
-    hu = to_hu(flat, (i, j, k), slope=slope, inter=inter)
-    refuse_what_is_not_hu(hu, stored_dtype=hu.dtype, notes=notes)
-    return Volume(
-        hu.reshape(stored.shape, order="F"),
-        affine,
-        slice_axis=slice_axis,
-        stored_dtype=kept_dtype(stored.dtype, hu),
-        form_code=form_code,
-    )
+    return volume_of(flat, header, notes=notes)

@@ -12,14 +12,8 @@ from ctsr.errors import InputError, UsageError
 from ctsr.io.atomic import PathLike, input_error, write_text
 
 __all__ = [
-    "VOLUME_SUFFIXES",
-    "read_file_list",
-    "read_table",
-    "stem",
-    "volumes_in",
-    "write_file_list",
-    "write_table",
-]
+    "VOLUME_SUFFIXES", "read_file_list", "read_table", "stem", "volumes_in", "write_file_list", "write_table",
+]  # fmt: skip
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that starts so
@@ -38,12 +32,11 @@ def volumes_in(folder: PathLike) -> list[Path]:
     """All NIfTI files under `folder`, sorted, without hidden files and folders; may be empty."""
     if not os.path.isdir(folder):
         raise InputError("is not a folder" if os.path.lexists(folder) else "does not exist", path=folder)
-    found = []
+    found: list[Path] = []
     for here, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [
-            Path(here, n) for n in names if n.lower().endswith(VOLUME_SUFFIXES) and not n.startswith(".")
-        ]
+        names = [n for n in names if n.lower().endswith(VOLUME_SUFFIXES) and not n.startswith(".")]
+        found += (Path(here, name) for name in names)
     return sorted(found)
 
 
@@ -59,30 +52,19 @@ def read_file_list(
     data_dir: the folder that names are relative to and must lie in; None: the list's own folder.
     Blank lines and lines that start with # are skipped; a file named twice is taken once, with a note.
     """
-    try:
-        text = _text(path, errors="surrogateescape")  # a name may hold bytes that are not UTF-8
-    except InputError as exc:
-        if isinstance(exc.__cause__, FileNotFoundError):  # an option that names nothing, not a damaged input
-            raise UsageError(exc.reason, path=path) from exc
-        raise
-    folder = Path(data_dir) if data_dir is not None else Path(path).parent
-    inside = folder.resolve()
-    files: dict[Path, Path] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    if not os.path.exists(path):  # an option that names nothing, not a damaged input
+        raise UsageError("does not exist", path=path)
+    folder = Path(path).parent if data_dir is None else Path(data_dir)
+    files: dict[str, Path] = {}
+    for number, line in enumerate(_text(path, errors="surrogateescape").split("\n"), start=1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue
         where = f"{os.fspath(path)}:{number}"
-        if "\0" in name:
-            raise InputError("holds a NUL byte", path=where)
-        try:
-            real = (folder / name).resolve()
-            is_there = real.exists()
-        except (OSError, RuntimeError) as exc:  # a loop of links, a name too long
-            raise InputError(f"{name} cannot be looked at", path=where) from exc
-        if not real.is_relative_to(inside):
+        real = os.path.realpath(folder / name)
+        if not Path(real).is_relative_to(os.path.realpath(folder)):
             raise InputError(f"{name} lies outside the data folder {folder}", path=where)
-        if must_exist and not is_there:
+        if must_exist and not os.path.exists(real):
             raise InputError(f"{name} does not exist", path=where)
         if real in files and notes is not None:
             notes.append(f"{where}: {name} stands in the list twice, taken once")
@@ -96,14 +78,14 @@ def write_file_list(
     path: PathLike, files: Iterable[PathLike], *, overwrite: bool, data_dir: PathLike | None = None
 ) -> None:
     """Write names relative to `data_dir` (None: the list's folder), as `read_file_list` reads them."""
-    folder = Path(data_dir) if data_dir is not None else Path(path).parent
-    names = [Path(os.path.relpath(f, folder)).as_posix() for f in files]
-    for name in names:
+    folder = Path(path).parent if data_dir is None else Path(data_dir)
+    lines = []
+    for name in (Path(os.path.relpath(f, folder)).as_posix() for f in files):
         if name != name.rstrip() or "\n" in name or "\r" in name:
             raise UsageError(
-                f"{name!a} can't stand in a list: a line break, or a space at its end", path=path
+                f"{name!a} can't stand in a list: it has a line break or ends in a space", path=path
             )
-    lines = (f"./{n}\n" if n.startswith("#") or n != n.strip() else f"{n}\n" for n in names)
+        lines.append(f"./{name}\n" if name.startswith("#") or name != name.lstrip() else f"{name}\n")
     write_text(path, "".join(lines), overwrite=overwrite)
 
 
@@ -112,36 +94,27 @@ def read_table(path: PathLike, *, columns: Sequence[str] = ()) -> list[dict[str,
 
     columns: names that must be there. InputError names the line of a row that is broken.
     """
-    text = _text(path)
-    if "\0" in text:
-        raise InputError(
-            "holds a NUL byte", path=f"{os.fspath(path)}:{text[: text.index(chr(0))].count(chr(10)) + 1}"
-        )
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[dict[str, str]] = []
-    header: list[str] = []
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+
+    def broken(reason: str) -> InputError:
+        return InputError(reason, path=f"{os.fspath(path)}:{reader.line_num}")
+
     try:
-        for cells in reader:
-            where = f"{os.fspath(path)}:{reader.line_num}"
-            if not cells:
-                continue
-            if not header:
-                header = [c.strip() for c in cells]
-                if missing := [c for c in columns if c not in header]:
-                    raise InputError(
-                        f"has no column {', '.join(missing)}; found {', '.join(header)}", path=where
-                    )
-                if len(set(header)) < len(header):
-                    raise InputError("names a column twice", path=where)
-            elif len(cells) != len(header):
-                raise InputError(f"has {len(cells)} cells, {len(header)} expected", path=where)
-            else:
-                rows.append(dict(zip(header, map(_unquoted, cells), strict=True)))
+        header = [cell.strip() for cell in next(filter(None, reader), [])]
+        if not header:
+            raise InputError("is empty, a row of column names is expected", path=path)
+        if missing := [c for c in columns if c not in header]:
+            raise broken(f"has no column {', '.join(missing)}; found {', '.join(header)}")
+        if len(set(header)) < len(header):
+            raise broken("names a column twice")
+        rows = []
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise broken(f"has {len(cells)} cells, {len(header)} expected")
+            rows.append(dict(zip(header, map(_unquoted, cells), strict=True)))
+        return rows
     except csv.Error as exc:
-        raise InputError(f"is no CSV: {exc}", path=f"{os.fspath(path)}:{reader.line_num}") from exc
-    if not header:
-        raise InputError("is empty, a row of column names is expected", path=path)
-    return rows
+        raise broken(f"is no CSV: {exc}") from exc
 
 
 def write_table(
@@ -159,45 +132,38 @@ def write_table(
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_quoted(row.get(c)) for c in columns])
+    writer.writerows([_quoted(row.get(c)) for c in columns] for row in rows)
     write_text(path, out.getvalue(), overwrite=overwrite, mode=mode)
 
 
-def _quoted(value: object) -> str:
-    if value is None:
-        return ""
-    text = str(value)
-    return (
-        f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) and not _is_number(text) else text
-    )
+def _quoted(value: object) -> object:
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value  # csv writes None as nothing
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def _unquoted(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _text(path: PathLike, *, errors: str = "strict") -> str:
-    """A text file's content, without a byte-order mark, newlines as \\n."""
+    """A text file's content, without a byte-order mark, newlines as \\n; InputError names a line that is no text."""
     if os.path.lexists(path) and not os.path.isfile(path):
         raise InputError("is a folder" if os.path.isdir(path) else "is not a file", path=path)
     try:
         raw = Path(path).read_bytes()
     except OSError as exc:
         raise input_error(exc, path) from exc
+    reason, at = "holds a NUL byte", raw.find(b"\0")
     try:
         text = raw.decode("utf-8-sig", errors=errors)
     except UnicodeDecodeError as exc:
-        line = raw[: exc.start].count(b"\n") + 1
-        raise InputError(
-            "is not UTF-8 text", path=f"{os.fspath(path)}:{line}", hint="save it as UTF-8"
-        ) from exc
+        reason, at = "is not UTF-8 text", exc.start
+    if at >= 0:
+        line = raw[:at].count(b"\n") + 1
+        raise InputError(reason, path=f"{os.fspath(path)}:{line}", hint="save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -9,40 +9,23 @@ __all__ = ["available_bytes"]
 
 def available_bytes() -> int | None:
     """Bytes that can be taken without swapping or being killed; None where it is not known (not Linux)."""
-    known = [b for b in (_machine(), _cgroup()) if b is not None]
+    known = []
+    if machine := _told("/proc/meminfo", "MemAvailable:"):
+        known.append(int(machine.split()[0]) * 1024)
+    if group := _told("/proc/self/cgroup", "0::"):
+        here = Path("/sys/fs/cgroup") / group.lstrip("/")
+        for folder in (here, *here.parents):  # the tightest limit, less what is in use and can't be dropped
+            limit, used = _told(folder / "memory.max"), _told(folder / "memory.current")
+            if limit.isdigit() and used:
+                cache = int(_told(folder / "memory.stat", "inactive_file ") or 0)
+                known.append(max(0, int(limit) - int(used) + cache))
     return min(known, default=None)
 
 
-def _machine() -> int | None:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _cgroup() -> int | None:
-    """Tightest limit of the cgroup (version 2) and its parents, less what is in use and can't be dropped."""
-    group = next((line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")), None)
-    if group is None:
-        return None
-    root = Path("/sys/fs/cgroup")
-    here = root / group.lstrip("/")
-    free = []
-    for folder in (here, *here.parents):
-        limit, used = _lines(folder / "memory.max"), _lines(folder / "memory.current")
-        if limit and used and limit[0].isdigit():
-            cache = next(
-                (int(s.split()[1]) for s in _lines(folder / "memory.stat") if s.startswith("inactive_file ")),
-                0,
-            )
-            free.append(max(0, int(limit[0]) - int(used[0]) + cache))
-        if folder == root:
-            break
-    return min(free, default=None)
-
-
-def _lines(path: str | Path) -> list[str]:
+def _told(path: str | Path, name: str = "") -> str:
+    """What follows `name` in the first line that begins with it; empty where there is none."""
     try:
-        return Path(path).read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except (OSError, ValueError):
-        return []
+        return ""
+    return next((line.removeprefix(name).strip() for line in lines if line.startswith(name)), "")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,17 +18,9 @@ from ctsr.io.atomic import OutputFile, PathLike, check_output, input_error, writ
 from ctsr.io.lists import VOLUME_SUFFIXES, stem
 
 __all__ = [
-    "check_image_output",
-    "read_record",
-    "read_sidecar",
-    "record_first",
-    "sha256_of",
-    "sidecar_length",
-    "sidecar_path",
+    "check_image_output", "read_record", "read_sidecar", "record_first", "sha256_of", "sidecar_length", "sidecar_path",
     "write_record",
-]
-
-_LARGEST_SIDECAR = 1 << 24  # bytes; dcm2niix writes a few kB
+]  # fmt: skip
 
 
 def sidecar_path(image: PathLike) -> Path:
@@ -47,9 +38,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # False too where the name is too long
         return {}
     try:
-        if path.stat().st_size > _LARGEST_SIDECAR:
-            raise InputError(f"{path.stat().st_size:,} bytes are too many for a sidecar", path=path)
-        found = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
+        found = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as exc:
         raise input_error(exc, path) from exc
     except (ValueError, RecursionError) as exc:
@@ -59,21 +48,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
-
-
 def sidecar_length(sidecar: Mapping[str, Any], key: str) -> float | None:
     """A length in mm that a sidecar holds, such as SliceThickness; None where it is absent or no length."""
-    value = sidecar.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 < value < 1e3 and math.isfinite(value) else None
+    value: Any = sidecar.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < 1e3 else None
 
 
 def write_record(path: PathLike, record: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write a record as JSON, sorted and indented, so that `diff` compares two. ValueError on NaN."""
-    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=True)
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
     write_text(path, text + "\n", overwrite=overwrite)
 
 

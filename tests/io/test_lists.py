@@ -75,7 +75,7 @@ def test_a_file_named_twice_is_taken_once_with_a_note(data):
         (b"a.nii.gz\n/etc/hosts", 2, "outside the data folder"),
         (b"leading.nii", 1, "outside the data folder"),
         (b"loop.nii", 1, "loop.nii"),
-        (b"x" * 300, 1, "cannot be looked at"),
+        (b"x" * 300, 1, "does not exist"),
         (b"a\0.nii", 1, "NUL"),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ctsr.core.volume import Volume
 from ctsr.errors import InputError, UsageError
 from ctsr.io import nifti as module
-from ctsr.io.nifti import read_geometry, read_volume, write_slabs, write_volume
+from ctsr.io.nifti import read_volume, write_slabs, write_volume
 from tests.io.make import FIELDS, SHAPE, SPACING, affine_of, change, ct, nifti, put
 from tests.strategies import volumes
 
@@ -55,9 +55,6 @@ def test_reading_what_was_written_gives_it_back(folder, volume, dtype, suffix):
         read.affine, volume.affine, rtol=3e-7, atol=1e-12
     )  # the sform is float32: 2 ulp
     assert (read.slice_axis, read.form_code) == (written.slice_axis, 2)
-    geometry = read_geometry(path)
-    assert geometry.shape == data.shape
-    np.testing.assert_array_equal(geometry.affine, read.affine)
 
 
 @given(volume=either_hand, dtype=st.sampled_from(DTYPES))
@@ -317,7 +314,7 @@ def test_the_user_decides_between_two_forms(tmp_path):
     np.testing.assert_allclose(read_volume(path, form="sform").affine, moved, rtol=1e-6)
     assert read_volume(path, form="sform").form_code == 2
     np.testing.assert_allclose(read_volume(path, form="qform").affine, affine_of(), rtol=1e-6, atol=1e-6)
-    assert read_geometry(path, form="qform").form_code == 1
+    assert read_volume(path, form="qform").form_code == 1
     with pytest.raises(UsageError, match="--form"):
         read_volume(path, form="nearest")
 
@@ -409,7 +406,6 @@ def test_the_slice_thickness_comes_from_the_sidecar(tmp_path, sidecar, thickness
     assert read_volume(path, notes=notes).slice_thickness == thickness
     assert note in " ".join(notes)
     assert bool(note) == bool(notes)
-    assert read_geometry(path).slice_thickness == thickness
 
 
 def test_the_developers_volumes_survive_a_round_trip(reference_data, tmp_path):

@@ -58,14 +58,11 @@ def test_two_records_can_be_compared_by_line(tmp_path):
         b"",
         b"{",
         b"[1]",
-        b'{"SliceThickness": NaN}',
-        b'{"a": Infinity}',
         b"\xff\xfe{\0}\0",
         b"[" * 100_000,
         b'{"a": ' + b"9" * 5000 + b"}",
-        b"x" * ((1 << 24) + 1),
     ],
-    ids=["empty", "cut", "list", "nan", "infinity", "utf-16", "deep", "long", "large"],
+    ids=["empty", "cut", "list", "utf-16", "deep", "long"],
 )
 def test_a_damaged_sidecar_is_refused(tmp_path, raw):
     (tmp_path / "x.json").write_bytes(raw)
@@ -92,6 +89,7 @@ def test_a_sidecar_may_be_absent_or_start_with_a_byte_order_mark(tmp_path):
         (None, None),
         (1e4, None),
         (10**400, None),
+        (math.nan, None),
     ],
 )
 def test_a_length_is_a_number_of_mm_above_0(value, expected):
