@@ -140,9 +140,10 @@ def convert(
             hint="give a file",
         )
     console = o.console_of(quiet, verbose, as_json)
-    from ctsr.workflows.convert import Conversion, Report, parse_splits
+    from ctsr.workflows.convert import Conversion, parse_splits
     from ctsr.workflows.convert import convert as run
     from ctsr.workflows.convert_select import Selection, parse_condition
+    from ctsr.workflows.folder import Report
 
     conversion = Conversion(
         selection=Selection(

@@ -74,8 +74,7 @@ def encode_latents(
     console = o.console_of(quiet, verbose, as_json)
     from ctsr.workflows.encode_latents import EncodeLatents
     from ctsr.workflows.encode_latents import encode_latents as run
-    from ctsr.workflows.folder import raise_for_failures
-    from ctsr.workflows.simulate import Report
+    from ctsr.workflows.folder import Report, raise_for_failures
 
     root = project or Path()
     target = output_dir or root / "latents"
@@ -85,7 +84,7 @@ def encode_latents(
         dtype=dtype, device=device, seed=seed, skip_existing=skip_existing, overwrite=overwrite,
     )  # fmt: skip
     with console.progress("encoding") as ticker:
-        rows = run(request, shard=shard, report=Report(console.note, console.warn, ticker))
+        rows = run(request, shard=shard, report=Report(console.note, console.warn, progress=ticker))
     shown = ("case", "status", "reason", "pairs", "skipped")
     console.table([{name: row.get(name, "") for name in shown} for row in rows])
     raise_for_failures(rows, path=target)

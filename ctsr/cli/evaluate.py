@@ -137,9 +137,10 @@ def evaluate(
     o.use_threads(threads)
     from ctsr.cli.memory import keep_freed_memory
     from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
-    from ctsr.workflows.evaluate_files import evaluate_files
-    from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin_files
+    from ctsr.workflows.evaluate_files import evaluate_files, evaluate_thin_files
+    from ctsr.workflows.evaluate_thin import ThinOptions
     from ctsr.workflows.evaluation import Wanted
+    from ctsr.workflows.folder import Report
     from ctsr.workflows.profiles import read_profile
 
     keep_freed_memory()
@@ -147,8 +148,8 @@ def evaluate(
     shape = read_profile(profile, notes=notes)
     with console.progress(str(source)) as ticker:
         wanted = Wanted(
-            requirements=require or [], out=out, figure=figure, overwrite=overwrite, progress=ticker,
-            warn=console.warn,
+            requirements=require or [], out=out, figure=figure, overwrite=overwrite,
+            report=Report(warn=console.warn, progress=ticker),
         )  # fmt: skip
         if thin is not None:
             what = ThinOptions(

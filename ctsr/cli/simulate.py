@@ -76,9 +76,9 @@ def simulate(
     A folder gives the same tree and pairs.csv. Scans to try a training on: ctsr simulate --phantoms 8 PROJECT
     """
     console = o.console_of(quiet, verbose, as_json)
-    from ctsr.workflows.folder import raise_for_failures
+    from ctsr.workflows.folder import Report, raise_for_failures
     from ctsr.workflows.profiles import read_profile
-    from ctsr.workflows.simulate import Report, Simulation
+    from ctsr.workflows.simulate import Simulation
     from ctsr.workflows.simulate import phantoms as make_phantoms
     from ctsr.workflows.simulate import simulate as run
 
@@ -92,7 +92,7 @@ def simulate(
                 folder,
                 seed=seed,
                 overwrite=overwrite,
-                report=Report(console.note, console.warn, ticker),
+                report=Report(console.note, console.warn, progress=ticker),
             )
         console.document({"scans": rows})
         console.table(
@@ -121,7 +121,7 @@ def simulate(
             overwrite=overwrite,
             form=form,
             hu_offset=hu_offset,
-            report=Report(console.note, console.warn, ticker),
+            report=Report(console.note, console.warn, progress=ticker),
         )
     if "case" in rows[0]:  # a folder
         shown = ("case", "status", "reason", "slices_in", "slices_out", "spacing_mm", "thickness_mm")

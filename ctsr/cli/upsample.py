@@ -187,10 +187,10 @@ def upsample(
     n_threads = o.use_threads(threads)
     console = o.console_of(quiet, verbose, as_json)
     from ctsr.cli.memory import keep_freed_memory
-    from ctsr.workflows.folder import raise_for_failures
+    from ctsr.workflows.folder import Report, raise_for_failures
     from ctsr.workflows.profiles import read_profile
     from ctsr.workflows.thinner import Thinner
-    from ctsr.workflows.upsample import FileOptions, Report, upsample_files
+    from ctsr.workflows.upsample import FileOptions, upsample_files
 
     keep_freed_memory()
     notes: list[str] = []

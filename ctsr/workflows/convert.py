@@ -5,30 +5,37 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctsr.data.manifest import MANIFEST, update_manifest
-from ctsr.data.splits import SHARES
+from ctsr.data.splits import SHARES, SMALLEST
 from ctsr.errors import CtsrError, InputError, SomeCasesFailed, UsageError
 from ctsr.io.atomic import check_output, output_error
 from ctsr.io.dicom.elements import text
-from ctsr.io.dicom.records import Refused, Scan, Stack
-from ctsr.io.lists import VOLUME_SUFFIXES, read_table, write_table
+from ctsr.io.dicom.records import Refused, Stack
+from ctsr.io.dicom.scan import scan
+from ctsr.io.lists import read_table, write_table
 from ctsr.workflows.convert_names import KEY, Naming, content_digest, find_key
-from ctsr.workflows.convert_select import Selection, spacing
-from ctsr.workflows.convert_series import Task, agreeing_record, converter
-from ctsr.workflows.folder import Case, run_cases, take_shard
-from ctsr.workflows.nbia import refuse_incomplete
+from ctsr.workflows.convert_select import Selection, refuse_incomplete, spacing
+from ctsr.workflows.convert_series import converter
+from ctsr.workflows.folder import (
+    Case,
+    Report,
+    agreeing_record,
+    names_image,
+    refuse_existing,
+    run_cases,
+    take_shard,
+)
 
-__all__ = ["Conversion", "Outcome", "Report", "convert", "parse_splits"]
+__all__ = ["Conversion", "Outcome", "convert", "parse_splits"]
 
 SOURCE = "ctsr convert"  # in the manifest: how a scan came about
 LINK_COLUMNS = ["file", "patient_id", "study_uid", "series_uid", "stack"]
 _BURNED_IN = 0x00280301  # BurnedInAnnotation
-_SMALLEST = 3  # patients from which on no list is empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +72,6 @@ class Conversion:
             raise UsageError("--overwrite and --skip-existing exclude each other")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Whom to tell: notes, warnings, details, and the share that is done."""
-
-    note: Callable[[str], None] = lambda text: None
-    warn: Callable[[str], None] = lambda text: None
-    detail: Callable[[str], None] = lambda text: None
-    progress: Callable[[float, str], None] = lambda share, words: None
-
-
 @dataclass(slots=True)
 class Outcome:
     """What became of every file: series converted, left out on request or refused, and files skipped.
@@ -99,38 +96,35 @@ class Outcome:
         told += [("left out", r["reason"], 1, r["files"]) for r in self.left_out]
         told += [("refused", r["reason"], 1, r["files"]) for r in self.refused]
         told += [("skipped", r["reason"], 0, 1) for r in self.skipped]
-        groups: dict[tuple[str, str], list[tuple[str, str, int, int]]] = {}
-        for row in told:  # reasons that differ in a number or in a file's name are one kind
-            kind = row[1] if row[0] == "left out" else re.sub(r"\S*\d\S*", "…", row[1])
-            groups.setdefault((row[0], kind), []).append(row)
-        return [
-            {
-                "outcome": outcome,
-                "series": sum(r[2] for r in rows) or None,
-                "files": sum(r[3] for r in rows),
-                "reason": rows[0][1] if len({r[1] for r in rows}) == 1 else kind,
-            }
-            for (outcome, kind), rows in groups.items()
-        ]
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        for outcome, reason, series, files in told:
+            # reasons that differ in a number or in a file's name are one kind
+            kind = reason if outcome == "left out" else re.sub(r"\S*\d\S*", "…", reason)
+            first = {"outcome": outcome, "series": None, "files": 0, "reason": reason}
+            row = groups.setdefault((outcome, kind), first)
+            row["series"] = (row["series"] or 0) + series or None
+            row["files"] += files
+            row["reason"] = reason if row["reason"] == reason else kind
+        return list(groups.values())
+
+    def refuse(self, report: Report, refused: Refused) -> None:
+        """Note down a refusal and tell it; of a series that is one file, the reason may name that again."""
+        name, hint, reason = refused.name, refused.hint, refused.reason.removeprefix(f"{refused.name}: ")
+        self.refused.append({"name": name, "files": refused.n_files, "reason": reason, "hint": hint})
+        report.warn(f"{name}: refused: {reason}" + (f" ({hint})" if hint else ""))
 
     def raise_for_refusals(self, source: Path) -> None:
         """SomeCasesFailed where a series was refused, InputError where there is no CT volume at all."""
         if self.refused:
             first = self.refused[0]
             n = len(self.refused) + len(self.series) + len(self.left_out)
-            reason = (
-                f"{len(self.refused)} of {n} series refused, the first is {first['name']}: {first['reason']}"
-            )
+            which = "" if first["name"] == source.name else f", the first is {first['name']}"
+            reason = f"{len(self.refused)} of {n} series refused{which}: {first['reason']}"
             raise SomeCasesFailed(reason, path=source, hint=first["hint"], report=self.document())
         if not self.series and not self.left_out:
             kinds = ", ".join(f"{row['files']} × {row['reason']}" for row in self.table()[:4])
             found = f": {kinds}" if kinds else ""
             raise InputError(f"no CT volume in it{found}", path=source, report=self.document())
-
-    def refuse(self, report: Report, name: str, n_files: int, reason: str, hint: str) -> None:
-        """Note down a refusal and tell it."""
-        self.refused.append({"name": name, "files": n_files, "reason": reason, "hint": hint})
-        report.warn(f"{name}: refused: {reason}" + (f" ({hint})" if hint else ""))
 
 
 def parse_splits(words: str) -> dict[str, float]:
@@ -150,7 +144,7 @@ def convert(
     conversion: Conversion,
     *,
     project: Path | None = None,
-    report: Report | None = None,
+    report: Report = Report(),
 ) -> Outcome:
     """Convert what `source` holds into the folder `target`, with manifest and lists, or into one file.
 
@@ -159,10 +153,25 @@ def convert(
     A refused series leaves nothing behind, and the others go on: see `Outcome.raise_for_refusals`.
     Raises UsageError before any work where an output is in the way.
     """
-    report, c = report or Report(), conversion
+    c, outcome = conversion, Outcome()
     take_shard([], c.shard)  # a wrong share is told before any work
-    if target is not None and target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir():
-        return _convert_to_file(source, target, c, report)
+    if target is not None and names_image(target):
+        if c.shard is not None:
+            raise UsageError("--shard is for a folder of results, not for a file", path=target)
+        stacks = _wanted(source, c, report, outcome)
+        if (n := len(stacks) + len(outcome.refused)) > 1:
+            told = f", {len(outcome.refused)} of them refused" if outcome.refused else ""
+            reason = f"{n} series found{told}; {target.name} asks for exactly one"
+            hint = "--series or --where picks one, a folder takes all"
+            raise UsageError(reason, path=source, hint=hint, report=outcome.document())
+        records = _run([_case(stack, target) for stack in stacks], c, report, outcome)
+        if outcome.refused:
+            only = outcome.refused[0]
+            name = "" if only["name"] == source.name else f"{only['name']}: "
+            reason = f"{name}refused: {only['reason']}"
+            raise InputError(reason, path=source, hint=only["hint"], report=outcome.document())
+        _write_link(list(records), c)
+        return outcome
     project = project or (Path() if target is None else target.parent)
     data = target or project / "data"
     if data.exists() and not data.is_dir():
@@ -170,7 +179,6 @@ def convert(
     if c.link is not None and c.link.resolve().is_relative_to(data.resolve()):
         reason = f"--link: lies inside {data}, which may be passed on"
         raise UsageError(reason, path=c.link, hint="name a place outside it")
-    outcome = Outcome()
     stacks = _wanted(source, c, report, outcome)
     if not stacks:
         return outcome
@@ -178,52 +186,24 @@ def convert(
     if naming is None:
         outcome.series += [_planned(stack, "") for stack in stacks]
         return outcome
-    tasks = [_task(s, data / f"{naming.file(s)}.nii.gz", c, patient=naming.patient(s)) for s in stacks]
-    if twice := [target for target, n in Counter(t.target for t in tasks).items() if n > 1]:
+    cases = [_case(stack, data / f"{naming.file(stack)}.nii.gz") for stack in stacks]
+    if twice := [target for target, n in Counter(case.target for case in cases).items() if n > 1]:
         raise UsageError("two series would have this name", path=twice[0], hint="--series leaves one out")
-    tasks = take_shard(tasks, c.shard)
-    _check_outputs(tasks, c)
-    if not c.is_dry_run:
-        _make(data)
-    records = _run(tasks, c, report, outcome)
-    if c.is_dry_run:
-        return outcome
-    if c.shard is not None:
+    records = _run(take_shard(cases, c.shard), c, report, outcome)
+    if c.shard is None:
+        if records:
+            _write_lists(data, records, naming, c, report, outcome)
+        _write_link(list(records), c)
+    elif not c.is_dry_run:
         report.note(
             "shares write no lists and no table of --link: when all are done, run once more "
             "with --skip-existing, without --shard"
         )
-    else:
-        if records:
-            _write_lists(data, [t for t in tasks if t.target in records], records, c, report, outcome)
-        _write_link([t for t in tasks if t.target in records], c)
     return outcome
 
 
-def _convert_to_file(source: Path, target: Path, c: Conversion, report: Report) -> Outcome:
-    """Exactly one series into `target`; no manifest, no lists, no key."""
-    if c.shard is not None:
-        raise UsageError("--shard is for a folder of results, not for a file", path=target)
-    outcome = Outcome()
-    stacks = _wanted(source, c, report, outcome)
-    if len(stacks) + len(outcome.refused) > 1:
-        told = f", {len(outcome.refused)} of them refused" if outcome.refused else ""
-        raise UsageError(
-            f"{len(stacks) + len(outcome.refused)} series found{told}; {target.name} asks for exactly one",
-            path=source,
-            hint="--series or --where picks one, a folder takes all",
-            report=outcome.document(),
-        )
-    tasks = [_task(s, target, c) for s in stacks]
-    _check_outputs(tasks, c)
-    records = _run(tasks, c, report, outcome)
-    if outcome.refused:
-        only = outcome.refused[0]
-        reason = f"{only['name']}: refused: {only['reason']}"
-        raise InputError(reason, path=source, hint=only["hint"], report=outcome.document())
-    if not c.is_dry_run:
-        _write_link([t for t in tasks if t.target in records], c)
-    return outcome
+def _case(stack: Stack, target: Path) -> Case:
+    return Case(stack.name, stack.slices[0].file.path, target, stack)
 
 
 def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> list[Stack]:
@@ -233,44 +213,32 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
     if c.link is not None and not c.is_dry_run:
         check_output(c.link, overwrite=True, inputs=[source])
         _linked(c.link)
-    found = _scan(source, c, report)
-    if c.selection.series:
-        known = {s.series_uid for s in found.stacks} | {r.series_uid for r in found.refused}
-        if absent := sum(uid not in known for uid in c.selection.series):
-            reason = f"--series: {absent} of {len(c.selection.series)} are not in it"
-            raise UsageError(reason, path=source)
-    stacks, left_out = c.selection(found.stacks)
-    burned = [s for s in stacks if any(text(x.header, _BURNED_IN).upper() == "YES" for x in s.slices)]
-    refused = [r for r in found.refused if not c.selection.series or r.series_uid in c.selection.series]
-    refused += [Refused(s.name, s.n_files, "names may be burned into the pixels") for s in burned]
-    for r in refused:
-        outcome.refuse(report, r.name, r.n_files, r.reason, r.hint)
-    for stack, rule in left_out:
-        outcome.left_out.append({"name": stack.name, "files": stack.n_files, "reason": rule})
-        report.detail(f"{stack.name}: left out: {rule}")
-    for s in found.skipped:
-        outcome.skipped.append({"name": s.name, "reason": s.reason})
-        report.detail(f"{s.name}: skipped: {s.reason}")
-    if left_out and not stacks and not refused:
-        reason = f"all {len(left_out)} series are left out, the first by {left_out[0][1]}"
-        raise UsageError(reason, path=source, report=outcome.document())
-    return [s for s in stacks if s not in burned]
-
-
-def _scan(source: Path, c: Conversion, report: Report) -> Scan:
-    from ctsr.io.dicom.scan import scan
-
     found = scan(
         source,
         originals_only=c.originals_only,
         split=c.split,
         progress=lambda n: report.progress(0.0, f"{n} files looked at"),
     )
-    notes: list[str] = []
-    found = refuse_incomplete(found, source, notes)
-    for note in notes:
-        report.warn(note)
-    return found
+    found = refuse_incomplete(found, source, report.warn)
+    asked = c.selection.series
+    known = {s.series_uid for s in found.stacks} | {r.series_uid for r in found.refused}
+    if absent := sum(uid not in known for uid in asked):
+        raise UsageError(f"--series: {absent} of {len(asked)} are not in it", path=source)
+    stacks, left_out = c.selection(found.stacks)
+    burned = [s for s in stacks if any(text(x.header, _BURNED_IN).upper() == "YES" for x in s.slices)]
+    refused = [r for r in found.refused if not asked or r.series_uid in asked]
+    for r in [*refused, *(Refused(s.name, s.n_files, "names may be burned into the pixels") for s in burned)]:
+        outcome.refuse(report, r)
+    for stack, rule in left_out:
+        outcome.left_out.append({"name": stack.name, "files": stack.n_files, "reason": rule})
+        report.detail(f"{stack.name}: left out: {rule}")
+    for skipped in found.skipped:
+        outcome.skipped.append({"name": skipped.name, "reason": skipped.reason})
+        report.detail(f"{skipped.name}: skipped: {skipped.reason}")
+    if left_out and not stacks and not refused:
+        reason = f"all {len(left_out)} series are left out, the first by {left_out[0][1]}"
+        raise UsageError(reason, path=source, report=outcome.document())
+    return [s for s in stacks if s not in burned]
 
 
 def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming | None:
@@ -279,10 +247,13 @@ def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming 
     rows = read_table(manifest, columns=["file"]) if manifest.exists() else []
     has_key = (project / KEY).exists()
     if not c.is_dry_run:
-        _make(project)
-    key = find_key(
-        project, create=not c.is_dry_run, is_needed=any(row.get("source") == SOURCE for row in rows)
-    )
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            project.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise output_error(exc, data) from exc
+    is_needed = any(row.get("source") == SOURCE for row in rows)
+    key = find_key(project, create=not c.is_dry_run, is_needed=is_needed)
     if key is not None and not has_key:
         report.note(f"{project / KEY}: made; names follow from it, so keep it, and keep it to yourself")
     if c.names == "patient":
@@ -290,71 +261,48 @@ def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming 
     return None if key is None else Naming(key, c.names)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise output_error(exc, folder) from exc
-
-
-def _task(stack: Stack, target: Path, c: Conversion, *, patient: str = "") -> Task:
-    return Task(
-        stack=stack,
-        target=target,
-        patient=patient,
-        input_sha256=content_digest(stack),
-        keep_tilt=c.keep_tilt,
-        pad_hu=c.pad_hu,
-    )
-
-
-def _check_outputs(tasks: Sequence[Task], c: Conversion) -> None:
-    """UsageError where something that is there would be replaced unasked, or is not what this run would make."""
-    for task in tasks:
-        if c.skip_existing and task.target.exists():
-            agreeing_record(task)
-        elif task.target.exists() and not c.overwrite:
-            hint = "--overwrite replaces it, --skip-existing leaves it"
-            raise UsageError("exists already", path=task.target, hint=hint)
-
-
 def _run(
-    tasks: Sequence[Task], c: Conversion, report: Report, outcome: Outcome
-) -> dict[Path, dict[str, Any]]:
-    """The record of every scan that is there in the end; the outcome gets a row for each task."""
-    if c.is_dry_run:
-        outcome.series += [_planned(t.stack, t.target.name) for t in tasks]
-        return {}
-    of_case = {Case(t.stack.name, t.stack.slices[0].file.path, t.target): t for t in tasks}
-    records: dict[Path, dict[str, Any]] = {}
+    cases: Sequence[Case], c: Conversion, report: Report, outcome: Outcome
+) -> dict[Case, dict[str, Any]]:
+    """The record of every scan that is there in the end; the outcome gets a row for each. None in a dry run.
+
+    UsageError where something that is there would be replaced unasked, or is not what this run would make.
+    """
+    asked = {
+        case: {"input_sha256": content_digest(case.stack()), "keep_tilt": c.keep_tilt, "pad_hu": c.pad_hu}
+        for case in cases
+    }
+    records: dict[Case, dict[str, Any]] = {}
     if c.skip_existing:
-        records = {t.target: agreeing_record(t) for t in tasks if t.target.exists()}
-    left = [t for t in tasks if t.target not in records]
+        there = [case for case in cases if case.target.exists()]
+        records = {case: agreeing_record(case.target, asked[case]) for case in there}
+    elif not c.overwrite:
+        hint = "--overwrite replaces it, --skip-existing leaves it"
+        refuse_existing((case.target for case in cases), hint=hint)
+    if c.is_dry_run:
+        outcome.series += [_planned(case.stack(), case.target.name) for case in cases]
+        return {}
+    left = {case: request for case, request in asked.items() if case not in records}
     with converter(left, overwrite=c.overwrite, workers=c.workers, cpus=c.cpus) as converted:
 
         def work(case: Case) -> dict[str, Any]:
-            task, started = of_case[case], time.monotonic()
-            status = "there" if task.target in records else "ok"
+            started, status = time.monotonic(), "there" if case in records else "ok"
             if status == "ok":
-                records[task.target] = converted(task)
-                for warning in records[task.target]["warnings"]:
-                    report.warn(f"{task.stack.name}: {warning}")
+                records[case] = converted(case)
+                for warning in records[case]["warnings"]:
+                    report.warn(f"{case.name}: {warning}")
             seconds = round(time.monotonic() - started, 3)
-            row = {"name": task.stack.name, "status": status, "file": task.target.name, "seconds": seconds}
-            row["files"] = task.stack.n_files
-            outcome.series.append(row | _described(records[task.target]))
+            row = {"name": case.name, "status": status, "file": case.target.name, "seconds": seconds}
+            outcome.series.append(row | {"files": case.stack().n_files} | _described(records[case]))
             return {}
 
         def failed(case: Case, error: CtsrError) -> None:
-            stack = of_case[case].stack
-            reason = f"{error.path}: {error.reason}" if error.path else error.reason
-            outcome.refuse(report, stack.name, stack.n_files, reason, error.hint)
+            where = "" if error.path is None else f"{error.path}: "
+            refused = Refused(case.name, case.stack().n_files, where + error.reason, error.hint)
+            outcome.refuse(report, refused)
 
-        def done(n: int) -> None:
-            report.progress(n / len(tasks), f"{n} of {len(tasks)} series")
-
-        run_cases(list(of_case), work, failed=failed, done=done)
-    return records
+        run_cases(cases, work, report, failed=failed, things="series")
+    return {case: records[case] for case in cases if case in records}
 
 
 def _planned(stack: Stack, file: str) -> dict[str, Any]:
@@ -385,54 +333,44 @@ def _described(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_lists(
     data: Path,
-    tasks: Sequence[Task],
-    records: Mapping[Path, Mapping[str, Any]],
+    records: Mapping[Case, Mapping[str, Any]],
+    naming: Naming,
     c: Conversion,
     report: Report,
     outcome: Outcome,
 ) -> None:
     """Manifest and lists; a scan that training must not see stands in the manifest alone."""
-    rows = []
-    for t in tasks:
-        record = records[t.target]
+    rows: list[dict[str, Any]] = []
+    first: dict[str, str] = {}
+    for case, record in records.items():
+        file, digest = case.target.name, record["output_sha256"]
         unlisted = [word for word in ("sheared", "lossy") if record.get(word)]
         row = {k: v for k, v in _described(record).items() if k != "warnings"}
-        row |= {"file": t.target.name, "patient": t.patient, "source": SOURCE}
-        row |= {"sha256": record["output_sha256"], "unlisted": " ".join(unlisted)}
-        rows.append(row)
+        row |= {"file": file, "patient": naming.patient(case.stack()), "source": SOURCE}
+        rows.append(row | {"sha256": digest, "unlisted": " ".join(unlisted)})
         if unlisted:
-            report.warn(f"{t.target.name}: {' and '.join(unlisted)}: not put into the lists for training")
-    first: dict[str, str] = {}
-    for row in rows:
-        if (twin := first.setdefault(row["sha256"], row["file"])) != row["file"]:
-            report.warn(
-                f"{row['file']}: holds the same scan as {twin}; what they are of counts as one patient"
-            )
+            report.warn(f"{file}: {' and '.join(unlisted)}: not put into the lists for training")
+        if (twin := first.setdefault(digest, file)) != file:
+            report.warn(f"{file}: holds the same scan as {twin}; what they are of counts as one patient")
     rows = update_manifest(data, rows, shares=c.shares, seed=c.seed)
     sets = {row["file"]: row["set"] for row in rows}
     for row in outcome.series:
         row["set"] = sets[row["file"]]
-    if len({row["patient"] for row in rows}) < _SMALLEST:
+    if len({row["patient"] for row in rows}) < SMALLEST:
         report.note("fewer than 3 patients: some lists are empty, and training needs train and val")
 
 
-def _write_link(tasks: Sequence[Task], c: Conversion) -> None:
+def _write_link(cases: Sequence[Case], c: Conversion) -> None:
     """The way back from names to patients, for those who may know: readable by its owner alone. It only grows."""
-    if c.link is None:
+    if c.link is None or c.is_dry_run:
         return
-    rows: list[dict[str, str]] = [
-        {
-            "file": t.target.name,
-            "patient_id": t.stack.patient_id,
-            "study_uid": t.stack.study_uid,
-            "series_uid": t.stack.series_uid,
-            "stack": t.stack.label,
-        }
-        for t in tasks
-    ]
-    own = {row["file"] for row in rows}
-    rows = [row for row in _linked(c.link) if row["file"] not in own] + rows
-    write_table(c.link, LINK_COLUMNS, rows, overwrite=True, mode=0o600)
+    rows = {row["file"]: row for row in _linked(c.link)}
+    for case in cases:
+        s = case.stack()
+        rows.pop(case.target.name, None)
+        values = (case.target.name, s.patient_id, s.study_uid, s.series_uid, s.label)
+        rows[case.target.name] = dict(zip(LINK_COLUMNS, values, strict=True))
+    write_table(c.link, LINK_COLUMNS, rows.values(), overwrite=True, mode=0o600)
 
 
 def _linked(link: Path) -> list[dict[str, str]]:
@@ -442,6 +380,5 @@ def _linked(link: Path) -> list[dict[str, str]]:
     try:
         return read_table(link, columns=LINK_COLUMNS)
     except InputError as exc:
-        raise UsageError(
-            "--link: is there and is no such table", path=link, hint="name another file"
-        ) from exc
+        reason = "--link: is there and is no such table"
+        raise UsageError(reason, path=link, hint="name another file") from exc

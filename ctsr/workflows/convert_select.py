@@ -1,25 +1,35 @@
-"""Which of the series that were found are converted: `--series`, `--where`, `--min-slices`, `--one-per-study`."""
+"""Which of the series that were found are converted: `--series`, `--where`, `--min-slices`, `--one-per-study`.
+
+And which are incomplete. `metadata.csv` lies beside the images of a download from the NBIA archive, one row a series;
+`*.tcia` is the list that it was made from. Both hold UIDs and patients' names, so nothing of them is ever shown.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
-from ctsr.errors import UsageError
-from ctsr.io.dicom.records import Stack
+from ctsr.errors import InputError, UsageError
+from ctsr.io.dicom.records import Refused, Scan, Stack
 from ctsr.io.dicom.sidecar import KEYWORDS, attributes
+from ctsr.io.lists import read_table
 
-__all__ = ["Condition", "Selection", "parse_condition", "spacing"]
+__all__ = ["Condition", "Selection", "parse_condition", "refuse_incomplete", "spacing"]
 
 _COMPUTED = ("spacing", "slices")
 _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|[<>](?!=)|=|~)\s*(.*\S)\s*")
+_SERIES, _IMAGES, _MODALITY = "Series UID", "Number of Images", "Modality"  # columns of metadata.csv
+_LIST_BEGINS = "ListOfSeriesToDownload="  # in a .tcia file
+_FETCH_AGAIN = "an incomplete download: fetch it again"
 _ROUNDING = 1e-6  # mm, mAs …: what a decimal string and a binary number may differ by
 
 
@@ -33,16 +43,16 @@ class Condition:
     value: str
 
     def holds(self, known: Mapping[str, object]) -> bool:
-        """Whether every value meets it that the slices have; not where the keyword is absent. known: `_known`."""
+        """Whether every value meets it that the slices have; not where the keyword is absent.
+
+        known: by keyword, one value, [value, count] pairs, or the least and the greatest of many.
+        """
         value = known.get(self.keyword)
-        if isinstance(value, dict):  # many distinct numbers: the least and the greatest
+        values = [] if value is None else [value]
+        if isinstance(value, dict):
             values = list(value.values())
-        elif isinstance(value, list) and all(
-            isinstance(pair, list) for pair in value
-        ):  # [value, count] pairs
+        elif isinstance(value, list) and all(isinstance(pair, list) for pair in value):
             values = [each for each, _ in value]
-        else:
-            values = [] if value is None else [value]
         return bool(values) and all(map(self._meets, values))
 
     def _meets(self, value: object) -> bool:
@@ -105,18 +115,16 @@ class Selection:
 
     def __call__(self, stacks: Iterable[Stack]) -> tuple[list[Stack], list[tuple[Stack, str]]]:
         """(kept, left out with the rule that did it), both in the order given."""
-        kept: list[Stack] = []
-        left_out: list[tuple[Stack, str]] = []
-        for stack in stacks:
-            if rule := self._rule_against(stack):
-                left_out.append((stack, rule))
-            else:
-                kept.append(stack)
+        ruled = [(stack, self._rule_against(stack)) for stack in stacks]
+        kept = [stack for stack, rule in ruled if not rule]
+        left_out = [(stack, rule) for stack, rule in ruled if rule]
         if self.one_per_study is not None:
-            best = self._best_of_study(kept)
+            best: dict[str, Stack] = {}
+            for stack in sorted(kept, key=self._rank):
+                best.setdefault(stack.study_uid or stack.name, stack)
             rule = f"--one-per-study {self.one_per_study}"
-            left_out += [(s, rule) for s in kept if best[_study(s)] is not s]
-            kept = [s for s in kept if best[_study(s)] is s]
+            left_out += [(stack, rule) for stack in kept if stack not in best.values()]
+            kept = [stack for stack in kept if stack in best.values()]
         return kept, left_out
 
     def _rule_against(self, stack: Stack) -> str:
@@ -124,27 +132,15 @@ class Selection:
             return "--series"
         if len(stack.slices) < self.min_slices:
             return f"--min-slices {self.min_slices}"
-        known = _known(stack) if self.where else {}
+        if not self.where:
+            return ""
+        known = {**attributes(stack.slices), "spacing": spacing(stack), "slices": len(stack.slices)}
         return next((f"--where {c.text}" for c in self.where if not c.holds(known)), "")
 
-    def _best_of_study(self, stacks: Sequence[Stack]) -> dict[str, Stack]:
+    def _rank(self, stack: Stack) -> tuple[float, float, int]:
         """By slice thickness (spacing where absent), then by spacing; of equals the one with more slices."""
-        sign = 1 if self.one_per_study == "thinnest" else -1
-
-        def rank(stack: Stack) -> tuple[float, float, int]:
-            apart = spacing(stack)
-            return sign * (stack.slices[0].thickness or apart), sign * apart, -len(stack.slices)
-
-        best: dict[str, Stack] = {}
-        for stack in stacks:
-            study = _study(stack)
-            if study not in best or rank(stack) < rank(best[study]):
-                best[study] = stack
-        return best
-
-
-def _study(stack: Stack) -> str:
-    return stack.study_uid or stack.name
+        sign, apart = 1 if self.one_per_study == "thinnest" else -1, spacing(stack)
+        return sign * (stack.slices[0].thickness or apart), sign * apart, -len(stack.slices)
 
 
 def spacing(stack: Stack) -> float:
@@ -153,14 +149,50 @@ def spacing(stack: Stack) -> float:
     return round(float((last.position - first.position) @ first.normal) / max(1, len(stack.slices) - 1), 3)
 
 
-def _known(stack: Stack) -> dict[str, object]:
-    """All that a condition may ask for."""
-    return {**attributes(stack.slices), "spacing": spacing(stack), "slices": len(stack.slices)}
-
-
 def _number(value: object) -> float | None:
     try:
         number = float(str(value))
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def refuse_incomplete(scan: Scan, source: Path, warn: Callable[[str], None]) -> Scan:
+    """The scan with every CT series refused of which `metadata.csv` says that images are missing.
+
+    warn: is told where the files can't be read, or where series were never downloaded.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for path in _near(source, "metadata.csv"):
+        try:
+            rows |= {row[_SERIES]: row for row in read_table(path, columns=[_SERIES, _IMAGES, _MODALITY])}
+        except InputError as exc:
+            warn(f"{exc}: incomplete downloads are not noticed")
+    for path in _near(source, "*.tcia") if rows else []:
+        listed = set(path.read_text("utf-8", errors="replace").partition(_LIST_BEGINS)[2].split())
+        if missing := listed - rows.keys():
+            warn(f"{path}: {len(missing)} of {len(listed)} series were not downloaded")
+    numbers = {uid: row[_IMAGES].strip() for uid, row in rows.items() if row[_MODALITY].strip() == "CT"}
+    expected = {uid: int(n) for uid, n in numbers.items() if n.isdecimal()}
+    found: list[Stack | Refused] = [*scan.stacks, *scan.refused]
+    present = Counter(skipped.series_uid for skipped in scan.skipped)
+    for each in found:
+        present[each.series_uid] += each.n_files
+    if absent := sum(not present[uid] for uid in expected):
+        warn(f"metadata.csv: {absent} of {len(expected)} CT series have no image here")
+    names = {each.series_uid: each.name for each in found}
+    incomplete = {
+        uid: Refused(names[uid], present[uid], f"{present[uid]} of {n} images present", _FETCH_AGAIN, uid)
+        for uid, n in expected.items()
+        if uid in names and present[uid] < n
+    }
+    return Scan(
+        tuple(s for s in scan.stacks if s.series_uid not in incomplete),
+        scan.skipped,
+        (*(r for r in scan.refused if r.series_uid not in incomplete), *incomplete.values()),
+    )
+
+
+def _near(source: Path, pattern: str) -> list[Path]:
+    """Files of that name in the folder given and in those just below it."""
+    return sorted(path for path in {*source.glob(pattern), *source.glob(f"*/{pattern}")} if path.is_file())

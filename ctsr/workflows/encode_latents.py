@@ -29,8 +29,7 @@ from ctsr.models.simple_unet3d import SimpleUNet3D
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import thicken
 from ctsr.weights.registry import load_model
-from ctsr.workflows.folder import Case, run_cases, take_shard
-from ctsr.workflows.simulate import Report
+from ctsr.workflows.folder import Case, Report, run_cases, take_shard
 from ctsr.workflows.training import load_vae
 
 __all__ = ["EncodeLatents", "encode_latents"]
@@ -99,12 +98,7 @@ def encode_latents(
         words = f"slices {volume.spacing[0]:.3g} mm apart are no thin truth (--z-truth-max)"
         return {"status": "left out", "reason": words, "pairs": 0}
 
-    return run_cases(
-        cases,
-        work,
-        failed=lambda case, error: report.warn(f"failed: {error}"),
-        done=lambda n: report.progress(n / len(cases), f"{n} of {len(cases)} scans"),
-    )
+    return run_cases(cases, work, report, things="scans")
 
 
 class _Encoder:

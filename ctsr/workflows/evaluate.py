@@ -1,10 +1,9 @@
-"""`evaluate`: how near a thin volume is to its truth, and whether it agrees with what it was made from."""
+"""`evaluate`: how near a thin volume is to its truth, and whether it agrees with what it was made from. No files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,20 @@ from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.core.zgrid import ZGrid
 from ctsr.errors import InputError, UsageError
 from ctsr.infer.pipeline import CLASSICAL
-from ctsr.io.atomic import write_bytes
-from ctsr.io.nifti import read_volume
 from ctsr.metrics.consistency import residual_summary
 from ctsr.metrics.masks import Regions, body_mask, tissue_bands
 from ctsr.metrics.report import score
 from ctsr.metrics.spectrum import power_ratio
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
-from ctsr.workflows.evaluation import GAIN, RESULT, about
+from ctsr.workflows.evaluation import GAIN, RESULT
+from ctsr.workflows.figures import Picture, Spectrum
 from ctsr.workflows.job import Job
 from ctsr.workflows.thinner import Thinner
 
 __all__ = [
-    "AGAINST", "NAMED_MASKS", "EvaluateOptions", "Judge", "Picture", "compare", "evaluate_volumes",
-    "read_mask", "with_gain",
+    "AGAINST", "NAMED_MASKS", "EvaluateOptions", "Judge", "compare", "evaluate_volumes", "refuse_other_grid",
+    "with_gain",
 ]  # fmt: skip
 
 AGAINST = ("nearest", "linear", "cubic")
@@ -58,26 +56,6 @@ class EvaluateOptions:
             raise UsageError(f"--thickness: {self.thickness:g} mm is not a length")
 
 
-@dataclass(slots=True)
-class Picture:
-    """What a figure shows: middle coronal planes (slices, W), each with its slice spacing, and spectra."""
-
-    pixel_mm: float
-    planes: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
-    spectra: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-    def add(self, name: str, stack: np.ndarray, spacing: float) -> None:
-        """Keep the middle coronal plane of a (D, H, W) stack."""
-        self.planes[name] = stack[:, stack.shape[1] // 2].astype(np.float32), spacing
-
-    def write(self, path: Path, *, title: str, overwrite: bool) -> None:
-        """As PNG."""
-        from ctsr.workflows.figures import comparison
-
-        data = comparison(self.planes, self.spectra, pixel=self.pixel_mm, title=title)
-        write_bytes(path, data, overwrite=overwrite)
-
-
 class Judge:
     """Scores any number of results against one truth, all on the same voxels. Padding counts as air."""
 
@@ -94,7 +72,7 @@ class Judge:
             spacing_z_mm=self._spacing, mask=self._mask, regions=self._regions,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def spectrum(self, result: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def spectrum(self, result: np.ndarray) -> Spectrum | None:
         """Frequencies, and the power of the result over the truth's; None where there is too little."""
         return power_ratio(_without_padding(result), self.truth, self._regions.body)
 
@@ -133,24 +111,23 @@ def compare(
     options: EvaluateOptions,
     *,
     mask: str | np.ndarray = "body",
-    picture: Callable[[float], Picture] | None = None,
+    picture: Picture | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for the result and, with a thick volume, one for each of `options.against`; and notes.
 
-    picture: makes what the figure's planes go into, from the pixel size in mm.
+    picture: gets what a figure shows.
     """
     if ref is None and thick is None:
         raise UsageError("neither REF nor --thick: nothing to compare with")
     if isinstance(mask, str) and mask not in NAMED_MASKS:
         raise UsageError(f"mask: {mask} is not body, lung or none")
     if ref is not None:
-        _refuse_other_grid(pred, ref.affine, ref.shape, "the reference")
-    job: Job | None = None
-    if thick is None:
+        refuse_other_grid(pred, ref.affine, ref.shape, "the reference")
+    job = None if thick is None else _job(pred, thick, options)
+    if job is None:
         axis, note = slice_axis(pred, axis=options.axis)
         notes = [note] if note else []
     else:
-        job = _job(pred, thick, options)
         axis, notes = job.axis, list(job.notes)
     turn = canonical_turn(pred.affine, axis)
     spacing = float(pred.spacing[axis])
@@ -160,14 +137,17 @@ def compare(
     if job is not None:
         everywhere = isinstance(mask, str) and mask == "none"
         bands = tissue_bands(job.y, np.ones(job.y.shape, bool) if everywhere else body_mask(job.y))
-    shown = picture(float(pred.spacing[turn.order[2]])) if picture else None
-    if shown and judge:
-        shown.add("truth", judge.truth, spacing)
-    if shown and job:
-        shown.add("thick", job.y, job.recipe.spacing)
+    if picture is not None:
+        picture.pixel_mm = float(pred.spacing[turn.order[2]])
+        if judge is not None:
+            picture.add("truth", judge.truth, spacing)
+        if job is not None:
+            picture.add("thick", job.y, job.recipe.spacing)
     rows = []
     for name in (RESULT, *(options.against if job else ())):
-        volume = pred if name == RESULT or thick is None else _made(name, thick, job, options)
+        volume = pred
+        if name != RESULT and job is not None:
+            volume = _thinner(name, job.recipe.factor, options)(job.source).volume
         stack = turn.apply(volume.data)
         row: dict[str, Any] = {"method": name}
         if judge is not None:
@@ -175,10 +155,9 @@ def compare(
         if job is not None:
             row |= _certificate(job, stack, bands)
         rows.append(row)
-        if shown and name in (RESULT, "cubic"):
-            shown.add(name, _without_padding(stack), spacing)
-            if judge and (spectrum := judge.spectrum(stack)):
-                shown.spectra[name] = spectrum
+        if picture is not None and name in (RESULT, "cubic"):
+            spectrum = None if judge is None else judge.spectrum(stack)
+            picture.add(name, _without_padding(stack), spacing, spectrum)
     return with_gain(rows), notes
 
 
@@ -191,12 +170,14 @@ def with_gain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_mask(path: Path, like: Volume) -> np.ndarray:
-    """A mask file as bool on the grid of `like`: where it is above 0."""
-    volume = read_volume(path, allow_labels=True, allow_not_hu=True)
-    with about(path):
-        _refuse_other_grid(volume, like.affine, like.shape, "the volume")
-    return volume.data > 0
+def refuse_other_grid(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], whose: str) -> None:
+    """InputError where the volume's grid is not the one with this affine and shape."""
+    if volume.shape != shape:
+        found, expected = (" × ".join(map(str, each)) for each in (volume.shape, shape))
+        raise InputError(f"has {found} voxels, {whose} has {expected}")
+    distance = np.linalg.norm(corners(volume.affine, shape) - corners(affine, shape), axis=1).max()
+    if distance > SAME_PLACE_MM:
+        raise InputError(f"a corner lies {distance:.4g} mm from where {whose} has it")
 
 
 def _job(pred: Volume, thick: Volume, options: EvaluateOptions) -> Job:
@@ -209,29 +190,14 @@ def _job(pred: Volume, thick: Volume, options: EvaluateOptions) -> Job:
     factors = [s / t * (1 + nudge) for nudge in _NUDGES]
     factor = next((f for f in factors if ZGrid(n, f).m == m), factors[0])
     job = _thinner("cubic", factor, options).job(thick)
-    _refuse_other_grid(pred, job.affine, job.shape, f"the grid in the slab of {n} thick slices of {s:.4g} mm")
+    refuse_other_grid(pred, job.affine, job.shape, f"the grid in the slab of {n} thick slices of {s:.4g} mm")
     return job
-
-
-def _made(name: str, thick: Volume, job: Job | None, options: EvaluateOptions) -> Volume:
-    assert job is not None
-    return _thinner(name, job.recipe.factor, options)(thick).volume
 
 
 def _thinner(model: str, factor: float, options: EvaluateOptions) -> Thinner:
     return Thinner(
         model=model, factor=factor, thickness=options.thickness, profile=options.profile, axis=options.axis
     )
-
-
-def _refuse_other_grid(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], whose: str) -> None:
-    """InputError where the volume's grid is not the one with this affine and shape."""
-    if volume.shape != shape:
-        found, expected = (" × ".join(map(str, each)) for each in (volume.shape, shape))
-        raise InputError(f"has {found} voxels, {whose} has {expected}")
-    distance = np.linalg.norm(corners(volume.affine, shape) - corners(affine, shape), axis=1).max()
-    if distance > SAME_PLACE_MM:
-        raise InputError(f"a corner lies {distance:.4g} mm from where {whose} has it")
 
 
 def _certificate(job: Job, x: np.ndarray, bands: Mapping[str, np.ndarray]) -> dict[str, float | None]:

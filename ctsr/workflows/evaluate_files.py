@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
-from ctsr.io.lists import VOLUME_SUFFIXES, read_table, stem, volumes_in
+from ctsr.io.atomic import write_bytes
+from ctsr.io.lists import read_table, stem, volumes_in
+from ctsr.io.nifti import read_volume
 from ctsr.io.scans import is_folder_of_scans, read_scan
-from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, Picture, compare, read_mask
-from ctsr.workflows.evaluation import Evaluation, Wanted, about
+from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, compare, refuse_other_grid
+from ctsr.workflows.evaluate_thin import ThinOptions, load, score_thin
+from ctsr.workflows.evaluation import Evaluation, Wanted
+from ctsr.workflows.figures import Picture
 from ctsr.workflows.folder import Case, run_cases
 
-__all__ = ["evaluate_files", "run_all"]
+__all__ = ["evaluate_files", "evaluate_thin_files"]
 
-_NOTHING_MORE = Wanted()
+C = TypeVar("C", bound=Case)
+Scored = tuple[list[dict[str, Any]], list[str]]  # rows and notes
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """The files of one case; pred may be missing, which is that case's failure."""
+class _Files(Case):
+    """The files of one case; the result (`source`) may be missing, which is that case's failure."""
 
-    name: str
-    pred: Path
-    ref: Path | None
-    thick: Path | None
+    ref: Path | None = None
+    thick: Path | None = None
     is_pair: bool = False  # from a pairs file: the truth may have slices that no thick one was made of
 
 
 def evaluate_files(
-    pred: Path,
-    ref: Path | None,
-    thick: Path | None,
-    options: EvaluateOptions,
-    wanted: Wanted = _NOTHING_MORE,
+    pred: Path, ref: Path | None, thick: Path | None, options: EvaluateOptions, wanted: Wanted = Wanted()
 ) -> Evaluation:
     """Measure a file, or the files of a folder, and write the report and the figure that are asked for.
 
@@ -49,80 +49,107 @@ def evaluate_files(
     if ref is None and thick is None:
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
-    inputs = [p for p in (pred, ref, thick) if p is not None]
     is_one = not (is_pairs or is_folder_of_scans(pred))
-    known = wanted.checked(
-        inputs, is_one=is_one, has_ref=ref is not None, has_thick=is_pairs or thick is not None
-    )
+    inputs, has_thick = [p for p in (pred, ref, thick) if p is not None], is_pairs or thick is not None
+    known = wanted.checked(inputs, is_one=is_one, has_ref=ref is not None, has_thick=has_thick)
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
-    def work(case: _Files) -> list[dict[str, Any]]:
-        rows, found = _evaluate_case(case, options, wanted)
-        notes.extend(f"{case.pred}: {note}" for note in found)
-        return [row | {"mask": Path(options.mask).name} for row in rows]
+    def work(case: _Files, picture: Picture | None) -> Scored:
+        if case.ref is not None and _is_same_file(case.source, case.ref):
+            raise InputError("is the reference itself", path=case.source)
+        found: list[str] = []
+        made, truth, measured = (
+            None if path is None else read_scan(path, notes=found)
+            for path in (case.source, case.ref, case.thick)
+        )
+        assert made is not None
+        if truth is not None and case.is_pair:
+            truth = _covered(truth, made)
+        rows, more = compare(made, truth, measured, options, mask=_mask(options.mask, made), picture=picture)
+        return rows, [*found, *more]
+
+    return _evaluated(cases, work, wanted, options.mask, Evaluation(requirements=known, notes=notes), is_one)
+
+
+def evaluate_thin_files(source: Path, options: ThinOptions, wanted: Wanted = Wanted()) -> Evaluation:
+    """Simulate from a file or all files of a folder, thin, and score; conditions are about the first method."""
+    is_one = not is_folder_of_scans(source)
+    has_one_picture = is_one and len(options.factors) == 1
+    known = wanted.checked([source], is_one=has_one_picture, has_ref=True, has_thick=True)
+    if not source.exists():
+        raise InputError("does not exist", path=source)
+    thinners = load(options)
+    cases = [Case(source.name, source, source)]
+    if not is_one:
+        cases = [Case(str(path.relative_to(source)), path, path) for path in volumes_in(source)]
+
+    def work(case: Case, picture: Picture | None) -> Scored:
+        found: list[str] = []
+        truth = read_scan(case.source, notes=found)
+        rows, more = score_thin(
+            truth, options, thinners, mask=_mask(options.mask, truth), picture=picture,
+            **({"progress": wanted.report.progress} if is_one else {}),  # of a folder, cases are counted
+        )  # fmt: skip
+        return rows, [*found, *more]
+
+    evaluation = Evaluation(judged=options.methods[0], requirements=known)
+    return _evaluated(cases, work, wanted, options.mask, evaluation, is_one)
+
+
+def _evaluated(
+    cases: Sequence[C],
+    work: Callable[[C, Picture | None], Scored],
+    wanted: Wanted,
+    mask: str,
+    evaluation: Evaluation,
+    is_one: bool,
+) -> Evaluation:
+    """`evaluation` with the rows of all cases, one row for each that failed, and all written that is wanted."""
+
+    def one(case: C) -> Mapping[str, Any]:
+        picture = None if wanted.figure is None else Picture()
+        with _about(case.source):
+            rows, notes = work(case, picture)
+        if wanted.figure is not None and picture is not None:
+            write_bytes(wanted.figure, picture.png(case.name), overwrite=wanted.overwrite)
+        named = {"case": case.name, "status": "ok"}
+        evaluation.rows.extend(named | row | {"mask": Path(mask).name} for row in rows)
+        evaluation.notes.extend(f"{case.source}: {note}" for note in notes)
+        return {}
+
+    def failed(case: C, error: CtsrError) -> None:
+        row = {"case": case.name, "method": "", "status": "failed", "reason": error.reason}
+        evaluation.rows.append(row)
+        wanted.report.warn(f"failed: {error}")
 
     if is_one:
-        rows: list[dict[str, Any]] = [{"case": cases[0].name, "status": "ok"} | r for r in work(cases[0])]
+        one(cases[0])
     else:
-        by_name = {case.name: case for case in cases}
-        given = [Case(case.name, case.pred, case.pred) for case in cases]
-        rows = run_all(given, lambda case: work(by_name[case.name]), wanted)
-    evaluation = Evaluation(rows, requirements=known, notes=notes)
+        run_cases(cases, one, wanted.report, failed=failed)
     if wanted.out is not None:
         evaluation.write(wanted.out, overwrite=wanted.overwrite)
     return evaluation
 
 
-def run_all(
-    cases: Sequence[Case],
-    work: Callable[[Case], list[dict[str, Any]]],
-    wanted: Wanted,
-) -> list[dict[str, Any]]:
-    """The rows of all cases, and one row for each that failed."""
-    rows: list[dict[str, Any]] = []
-
-    def one(case: Case) -> Mapping[str, Any]:
-        rows.extend({"case": case.name, "status": "ok"} | row for row in work(case))
-        return {}
-
-    def failed(case: Case, error: CtsrError) -> None:
-        rows.append({"case": case.name, "method": "", "status": "failed", "reason": error.reason})
-        wanted.warn(f"failed: {error}")
-
-    run_cases(
-        cases,
-        one,
-        failed=failed,
-        done=lambda n: wanted.progress(n / len(cases), f"{n} of {len(cases)} cases"),
-    )
-    return rows
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Errors from within that name no file are about this one."""
+    try:
+        yield
+    except CtsrError as exc:
+        if exc.path is not None or isinstance(exc, UsageError):
+            raise
+        raise type(exc)(exc.reason, path=path, hint=exc.hint) from exc
 
 
-def _evaluate_case(
-    case: _Files, options: EvaluateOptions, wanted: Wanted
-) -> tuple[list[dict[str, Any]], list[str]]:
-    if case.ref is not None and _is_same_file(case.pred, case.ref):
-        raise InputError("is the reference itself", path=case.pred)
-    notes: list[str] = []
-    pred = read_scan(case.pred, notes=notes)
-    ref = None if case.ref is None else read_scan(case.ref, notes=notes)
-    thick = None if case.thick is None else read_scan(case.thick, notes=notes)
-    mask = options.mask if options.mask in NAMED_MASKS else read_mask(Path(options.mask), pred)
-    if ref is not None and case.is_pair:
-        ref = _covered(ref, pred)
-    pictures: list[Picture] = []
-
-    def picture(pixel: float) -> Picture:
-        pictures.append(Picture(pixel))
-        return pictures[0]
-
-    with about(case.pred):
-        rows, found = compare(
-            pred, ref, thick, options, mask=mask, picture=picture if wanted.figure is not None else None
-        )
-    if wanted.figure is not None:
-        pictures[0].write(wanted.figure, title=case.name, overwrite=wanted.overwrite)
-    return rows, notes + found
+def _mask(mask: str, like: Volume) -> str | np.ndarray:
+    """The name of a mask, or a mask file as bool on the grid of `like`: where it is above 0."""
+    if mask in NAMED_MASKS:
+        return mask
+    volume = read_volume(mask, allow_labels=True, allow_not_hu=True)
+    with _about(Path(mask)):
+        refuse_other_grid(volume, like.affine, like.shape, "the volume")
+    return volume.data > 0
 
 
 def _cases(
@@ -140,23 +167,25 @@ def _cases(
     if not is_folder_of_scans(pred):
         if folder := next((p for p in others if is_folder_of_scans(p)), None):
             raise UsageError(f"is a folder, {pred} is not", path=folder)
-        return [_Files(pred.name, pred, ref, thick)], []
+        return [_Files(pred.name, pred, pred, ref=ref, thick=thick)], []
     if file := next((p for p in others if not is_folder_of_scans(p)), None):
         raise UsageError(f"is not a folder, {pred} is one", path=file)
-    found = {_key(p, pred): p for p in volumes_in(pred)}
-    refs, thicks = (None if p is None else {_key(f, p): f for f in volumes_in(p)} for p in (ref, thick))
-    notes = []
-    for folder, there in ((ref, refs), (thick, thicks)):
-        if lonely := sorted(set(there or ()) - set(found)):
+    found = {_key(p, pred): p.relative_to(pred) for p in volumes_in(pred)}
+    notes: list[str] = []
+
+    def there(folder: Path | None) -> dict[str, Path]:
+        """The file of each result, where there is one; else what it would be called."""
+        if folder is None:
+            return {}
+        files = {_key(path, folder): path for path in volumes_in(folder)}
+        if lonely := sorted(set(files) - set(found)):
             notes.append(f"{folder}: {len(lonely)} files have no result in {pred}, the first is {lonely[0]}")
+        return {key: files.get(key, folder / name) for key, name in found.items()}
+
+    refs, thicks = there(ref), there(thick)
     return [
-        _Files(
-            str(path.relative_to(pred)),
-            path,
-            None if refs is None or ref is None else refs.get(key, ref / path.relative_to(pred)),
-            None if thicks is None or thick is None else thicks.get(key, thick / path.relative_to(pred)),
-        )
-        for key, path in found.items()
+        _Files(str(name), pred / name, pred / name, ref=refs.get(key), thick=thicks.get(key))
+        for key, name in found.items()
     ], notes
 
 
@@ -168,25 +197,21 @@ def _key(path: Path, folder: Path) -> str:
 def _pairs(results: Path, table: Path) -> list[_Files]:
     """Cases of a pairs file: columns `thin` and `thick`, relative to its folder or absolute."""
     rows = read_table(table, columns=("thin", "thick"))
-    if not rows:
-        raise InputError("names no pairs", path=table)
+    if not rows or not all(row["thin"] and row["thick"] for row in rows):
+        raise InputError("names no pairs, or not both files of one", path=table)
     files = []
     for row in rows:
+        result = _result_of(row["thick"], results)
         thin, thick = (table.parent / row[column] for column in ("thin", "thick"))
-        files.append(_Files(row["thick"], _result_of(row["thick"], results), thin, thick, is_pair=True))
+        files.append(_Files(row["thick"], result, result, ref=thin, thick=thick, is_pair=True))
     return files
 
 
 def _result_of(thick: str, results: Path) -> Path:
     """The result for a thick file: by its name, with as many of its folders as the results have."""
-    parts = Path(thick).parts
-    names = [Path(*parts[i:]) for i in range(len(parts)) if not Path(*parts[i:]).is_absolute()]
-    for name in names:
-        for suffix in VOLUME_SUFFIXES:
-            path = results / name.parent / (stem(name) + suffix)
-            if path.is_file():
-                return path
-    return results / names[-1]
+    parts = [part for part in Path(thick).parts if part not in ("..", os.sep)]
+    places = [results.joinpath(*parts[i:]) for i in range(len(parts))]
+    return next((place for place in places if place.is_file()), places[-1])
 
 
 def _covered(ref: Volume, pred: Volume) -> Volume:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctsr.errors import CtsrError, RequirementNotMet, SomeCasesFailed, UsageError
+from ctsr.errors import RequirementNotMet, UsageError
 from ctsr.io.atomic import check_output, write_text
 from ctsr.io.lists import write_table
 from ctsr.metrics.masks import BANDS
 from ctsr.metrics.report import METRICS, Requirement, check_requirements, parse_requirement, summary
+from ctsr.workflows.folder import Report, raise_for_failures
 
-__all__ = ["GAIN", "RESULT", "Evaluation", "Wanted", "about"]
+__all__ = ["GAIN", "RESULT", "Evaluation", "Wanted"]
 
 RESULT = "result"  # the method's name of what was handed in
 GAIN = "gain_db"  # PSNR above that of cubic on the same voxels
@@ -31,7 +31,7 @@ class Evaluation:
     judged: the method that the requirements are about. notes: what should be known.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
     judged: str = RESULT
     requirements: Sequence[Requirement] = ()
     notes: list[str] = field(default_factory=list)
@@ -76,15 +76,13 @@ class Evaluation:
         names = list(dict.fromkeys(n for row in shown for n in row))
         first = [{name: row.get(name, "") for name in names} for row in shown]
         title = ", ".join(f"mask: {mask}" for mask in dict.fromkeys(row["mask"] for row in self._measured()))
-        if len({row["case"] for row in self._measured()}) < 2:
+        if not self._has_several():
             return [(title, first)]
         second = []
         for group in self.summary():
-            row: dict[str, Any] = {"factor": group["factor"]} if group["factor"] is not None else {}
-            row |= {"method": group["method"]}
+            row = {k: group[k] for k in ("factor", "method") if group[k] is not None}
             for name in ("psnr_4095_db", GAIN, "ssim_coronal", "mae_hu", "residual_mean_hu"):
-                found = group["metrics"].get(name)
-                if found and found["n"]:
+                if (found := group["metrics"].get(name)) and found["n"]:
                     row["n"] = found["n"]
                     row[f"{name}, mean (min…max)"] = "{mean:.4g} ({min:.4g}…{max:.4g})".format(**found)
             second.append(row)
@@ -92,15 +90,7 @@ class Evaluation:
 
     def raise_for_outcome(self, path: Path | None) -> None:
         """SomeCasesFailed or RequirementNotMet, which carry the whole document, where one applies."""
-        cases = dict.fromkeys(row["case"] for row in self.rows)
-        failed = dict.fromkeys(row["case"] for row in self.rows if row["status"] == "failed")
-        if failed:
-            first = next(iter(failed))
-            raise SomeCasesFailed(
-                f"{len(failed)} of {len(cases)} cases failed, the first is {first}",
-                path=path,
-                report=self.document(),
-            )
+        raise_for_failures(self.rows, path=path, report=self.document())
         if unmet := self.unmet():
             more = f" (and {len(unmet) - 1} more)" if len(unmet) > 1 else ""
             raise RequirementNotMet(f"{unmet[0]}{more}", report=self.document())
@@ -108,10 +98,11 @@ class Evaluation:
     def _measured(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["status"] == "ok"]
 
+    def _has_several(self) -> bool:
+        return len({row["case"] for row in self._measured()}) > 1
+
     def _summary_rows(self) -> Iterator[dict[str, Any]]:
-        if len({row["case"] for row in self._measured()}) < 2:
-            return
-        for group in self.summary():
+        for group in self.summary() if self._has_several() else []:
             head = {"case": "", "factor": group["factor"], "method": group["method"], "status": "ok"}
             metrics = group["metrics"]
             for statistic in ("n", "mean", "min", "max"):
@@ -130,8 +121,7 @@ class Wanted:
     out: Path | None = None
     figure: Path | None = None
     overwrite: bool = False
-    progress: Callable[[float, str], None] = lambda share, words: None
-    warn: Callable[[str], None] = lambda text: None
+    report: Report = field(default_factory=Report)
 
     def checked(
         self, inputs: Sequence[Path], *, is_one: bool, has_ref: bool, has_thick: bool
@@ -154,17 +144,6 @@ class Wanted:
             if not is_residual and not has_ref:
                 raise UsageError(f"--require {text}: {each.metric} needs REF")
         return found
-
-
-@contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Errors from within that name no file are about this one."""
-    try:
-        yield
-    except CtsrError as exc:
-        if exc.path is not None or isinstance(exc, UsageError):
-            raise
-        raise type(exc)(exc.reason, path=path, hint=exc.hint) from exc
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["WINDOWS", "comparison", "panel", "png", "preview"]
+__all__ = ["WINDOWS", "Picture", "comparison", "panel", "png", "preview"]
 
 WINDOWS = {"lung": (-600.0, 1500.0), "soft tissue": (40.0, 400.0)}  # level, width, HU
 
 ERROR_HU = 150.0  # at either end of an error map
+
+Spectrum = tuple[np.ndarray, np.ndarray]  # cycles per slice, power over the truth's
+
+
+@dataclass(slots=True)
+class Picture:
+    """What `comparison` shows: middle coronal planes, each with its slice spacing, and spectra."""
+
+    pixel_mm: float = 1.0
+    planes: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
+
+    def add(self, name: str, stack: np.ndarray, spacing: float, spectrum: Spectrum | None = None) -> None:
+        """Keep the middle coronal plane of a (D, H, W) stack."""
+        self.planes[name] = stack[:, stack.shape[1] // 2].astype(np.float32), spacing
+        if spectrum is not None:
+            self.spectra[name] = spectrum
+
+    def png(self, title: str) -> bytes:
+        """The figure's bytes."""
+        return comparison(self.planes, self.spectra, pixel=self.pixel_mm, title=title)
 
 
 def preview(

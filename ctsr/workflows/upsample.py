@@ -14,21 +14,31 @@ from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, UsageError
 from ctsr.io.atomic import check_output, write_bytes
 from ctsr.io.dicom.records import Stack
-from ctsr.io.dicom.write import RECORD, Derivation, check_like, check_series, write_series
+from ctsr.io.dicom.write import Derivation, check_like, check_series, write_series
 from ctsr.io.lists import VOLUME_SUFFIXES, write_table
-from ctsr.io.nifti import SlabWriter, write_slabs, write_volume
-from ctsr.io.provenance import check_image_output, read_record, read_sidecar
+from ctsr.io.nifti import write_slabs, write_volume
+from ctsr.io.provenance import check_image_output
 from ctsr.io.scans import only_series
-from ctsr.workflows.folder import Case, find_cases, run_cases, shard_name, take_shard
+from ctsr.workflows.folder import (
+    Case,
+    Report,
+    agreeing_record,
+    find_cases,
+    refuse_existing,
+    run_cases,
+    shard_name,
+    take_shard,
+)
 from ctsr.workflows.job import Job
 from ctsr.workflows.thinner import Thinner
 
-__all__ = ["FileOptions", "Report", "upsample_files"]
+__all__ = ["FileOptions", "upsample_files"]
 
 COLUMNS = [
     "case", "status", "code", "reason", "input_spacing_mm", "output_spacing_mm", "slice_thickness_mm", "slices_in",
     "slices_out", "residual_mean_hu", "residual_max_hu", "seconds", "domain",
 ]  # fmt: skip
+_PIECE = 1 << 23  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +59,12 @@ class FileOptions:
     threads: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Whom to tell: notes, warnings, details, and the share that is done."""
-
-    note: Callable[[str], None]
-    warn: Callable[[str], None]
-    detail: Callable[[str], None]
-    progress: Callable[[float, str], None]
-
-
 def upsample_files(
     source: Path,
     target: Path,
     thinner: Thinner,
     files: FileOptions,
-    report: Report,
+    report: Report = Report(),
     *,
     shard: str | None = None,
 ) -> list[dict[str, Any]]:
@@ -78,16 +78,13 @@ def upsample_files(
     if not is_folder:
         if shard is not None:
             raise UsageError("--shard is for a folder of cases")
-        return [_thin(cases[0], thinner, files, report, is_first=True)]
+        return [_thin(cases[0], thinner, files, report, notes_weights=True)]
     if any(p is not None for p in (files.preview, files.save_added, files.save_uncertainty, files.like)):
         raise UsageError("--preview, --save-added, --save-uncertainty and --like are for one file")
     cases = take_shard(cases, shard)
-    if not files.is_dry_run and not files.skip_existing:
-        for case in cases:
-            if case.target.exists() and not files.overwrite:
-                raise UsageError(
-                    "exists", path=case.target, hint="--overwrite replaces it, --skip-existing leaves it"
-                )
+    if not (files.is_dry_run or files.skip_existing or files.overwrite):
+        hint = "--overwrite replaces it, --skip-existing leaves it"
+        refuse_existing((case.target for case in cases), hint=hint)
     _note_weights(thinner, report)
 
     def work(case: Case) -> Mapping[str, Any]:
@@ -95,15 +92,7 @@ def upsample_files(
             case.target.parent.mkdir(parents=True, exist_ok=True)
         return _thin(case, thinner, files, report)
 
-    def failed(case: Case, error: CtsrError) -> None:
-        report.warn(f"failed: {error}")
-
-    rows = run_cases(
-        cases,
-        work,
-        failed=failed,
-        done=lambda n: report.progress(n / len(cases), f"{n} of {len(cases)} cases"),
-    )
+    rows = run_cases(cases, work, report)
     if not files.is_dry_run and any(row["status"] != "skipped" for row in rows):
         name = "summary.csv" if shard is None else f"summary-{shard_name(shard)}.csv"
         write_table(target / name, COLUMNS, rows, overwrite=True)
@@ -111,26 +100,24 @@ def upsample_files(
 
 
 def _thin(
-    case: Case, thinner: Thinner, files: FileOptions, report: Report, *, is_first: bool = False
+    case: Case, thinner: Thinner, files: FileOptions, report: Report, *, notes_weights: bool = False
 ) -> dict[str, Any]:
-    started = time.monotonic()
-    source, target = case.source, case.target
-    is_there = files.skip_existing and target.exists()
+    started, source = time.monotonic(), case.source
+    is_there = files.skip_existing and case.target.exists()
     like = _lender(case, files)
     if not is_there:
         _check_outputs(case, files, like)
-    if is_first:
+    if notes_weights:
         _note_weights(thinner, report)
     request = _request(thinner, files)
     if is_there:
-        return _row(_agreeing_record(case, request)) | {"status": "skipped"}
+        asked = request["request"] | {"weights_sha256": request["weights_sha256"]}
+        return _row(agreeing_record(case.target, asked | {"input_sha256": case.sha256()})) | {
+            "status": "skipped"
+        }
     notes: list[str] = []
-    read = case.read(
-        form=files.form,
-        hu_offset=files.hu_offset,
-        allow_labels=thinner.options.model == "nearest",
-        notes=notes,
-    )
+    is_nearest = thinner.options.model == "nearest"
+    read = case.read(form=files.form, hu_offset=files.hu_offset, allow_labels=is_nearest, notes=notes)
     volume = read.volume if case.series or like is None else check_like(read.volume, like)
     try:
         job = thinner.job(
@@ -157,7 +144,7 @@ def _thin(
     job.record |= request | {"input_sha256": case.sha256(), "seed": files.seed, "threads": files.threads}
     if tilt := read.technical.get("tilt_removed_deg"):
         job.record["tilt_removed_deg"] = tilt
-    _write(job, target, files, report, like=like, padding_value=read.padding_value)
+    _write(job, case.target, files, report, like=like, padding_value=read.padding_value)
     for remark in job.remarks:
         report.warn(f"{source}: {remark}")
     return _row(job.record) | {"status": "ok", "seconds": round(time.monotonic() - started, 3)}
@@ -180,24 +167,21 @@ def _lender(case: Case, files: FileOptions) -> Stack | None:
 
 def _check_outputs(case: Case, files: FileOptions, like: Stack | None) -> None:
     """UsageError or ResourceError where an output could not be written at the end."""
-    target = case.target
-    added = [path for path in (files.save_added, files.save_uncertainty) if path is not None]
-    for path in added:
+    volumes = [path for path in (files.save_added, files.save_uncertainty) if path is not None]
+    for path in volumes:
         if not path.name.lower().endswith(VOLUME_SUFFIXES):
             raise UsageError("ends in neither .nii nor .nii.gz", path=path)
     if files.is_dry_run:
         return
     if like is not None:
-        check_series(target, overwrite=files.overwrite, like=like)
-    elif case.series is None:
-        check_image_output(target, overwrite=files.overwrite, inputs=[case.source])
+        check_series(case.target, overwrite=files.overwrite, like=like)
     else:
-        check_image_output(target, overwrite=files.overwrite)
-    pictures = [] if files.preview is None else [files.preview]
-    for path in (*added, *pictures):
+        inputs = [case.source] if case.series is None else []
+        check_image_output(case.target, overwrite=files.overwrite, inputs=inputs)
+    beside = [*volumes, *([files.preview] if files.preview else [])]
+    for path in beside:
         check_output(path, overwrite=files.overwrite, inputs=[case.source])
-    beside = [target, *added, *pictures]
-    if len({path.resolve() for path in beside}) < len(beside):
+    if len({path.resolve() for path in [case.target, *beside]}) <= len(beside):
         raise UsageError("two outputs have this name", path=beside[-1])
 
 
@@ -216,8 +200,9 @@ def _write(
     padding_value: int | None,
 ) -> None:
     """Compute and write; what was asked for under `target` comes last, so that where it is everything is."""
-    planes = {"coronal": np.empty((job.pipeline.m, job.y.shape[2]), job.dtype)}
-    planes["sagittal"] = np.empty((job.pipeline.m, job.y.shape[1]), job.dtype)
+    _, height, width = job.y.shape
+    planes = {"coronal": np.empty((job.pipeline.m, width), job.dtype)}
+    planes["sagittal"] = np.empty((job.pipeline.m, height), job.dtype)
     slabs = _slabs(job, planes, lambda share: report.progress(share, target.name))
     if like is not None:
         warnings = write_series(
@@ -234,7 +219,10 @@ def _write(
         overwrite=files.overwrite, slice_axis=job.axis, record=job.record,
     ) as writer:  # fmt: skip
         for _, part in slabs:
-            _pour(writer, part)
+            # a few slices at a time: each piece is compressed while the next is gathered
+            step = max(1, _PIECE // max(1, part[:, :, 0].nbytes))
+            for k in range(0, part.shape[2], step):
+                writer.write(part[:, :, k : k + step])
             del part  # before the next slab is computed
         _write_beside(job, files, planes)
 
@@ -300,13 +288,6 @@ def _preview(job: Job, planes: Mapping[str, np.ndarray]) -> bytes:
     return preview(job.given, planes, spacing=(float(d), float(h), float(w)), title=title)
 
 
-def _pour(writer: SlabWriter, data: np.ndarray) -> None:
-    """Hand (I, J, K) over a few slices at a time: each piece is compressed while the next is gathered."""
-    step = max(1, (1 << 23) // max(1, data[:, :, 0].nbytes))
-    for k in range(0, data.shape[2], step):
-        writer.write(data[:, :, k : k + step])
-
-
 def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
     """What decides a result besides its input: what `--skip-existing` compares."""
     o = thinner.options
@@ -329,29 +310,6 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
     return {"request": asked, "weights_sha256": thinner.weights.get("weights_sha256")}
 
 
-def _agreeing_record(case: Case, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the output that is there; UsageError where this request would not make it from the input."""
-    hint, target = "--overwrite replaces it", case.target
-    record = read_record(target / RECORD) if target.is_dir() else read_sidecar(target)
-    if not record:
-        raise UsageError("exists without a record of how it was made", path=target, hint=hint)
-    there = record | record.get("request", {})
-    asked = {
-        **request["request"],
-        "weights_sha256": request["weights_sha256"],
-        "input_sha256": case.sha256(),
-    }
-    for key, value in asked.items():
-        if there.get(key) != value:
-            raise UsageError(
-                f"was made with {key} {there.get(key)}, asked for is {value}", path=target, hint=hint
-            )
-    images = target.glob("*.dcm") if target.is_dir() else [target]
-    if record.get("output_size_bytes") != sum(image.stat().st_size for image in images):
-        raise UsageError("is not what its record speaks of", path=target, hint=hint)
-    return record
-
-
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary says of an output, from its record."""
     names = {
@@ -366,23 +324,15 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described(job: Job, thinner: Thinner, files: FileOptions) -> str:
-    r, w = job.recipe, thinner.weights
-    network = f"{w['weights']} on {w['device']}, {w['dtype_reason']}; " if w else ""
+    r, w, tiling = job.recipe, thinner.weights, job.pipeline.tiling
+    network, windows = "", "one matrix along z"
+    if w:
+        network = f"{w['weights']} on {w['device']}, {w['dtype_reason']}; "
+        blended = f"blended: overlap {tiling.overlap} is below the network's reach of {tiling.reach} pixels"
+        n = len(list(tiling))
+        windows = f"{n} window{'s' if n > 1 else ''} in plane ({'exact' if tiling.is_exact else blended})"
     return (
         f"{r.n} slices of {r.spacing:.4g} mm (thickness {r.thickness:.4g} mm, {r.profile.kind}) → "
         f"{job.pipeline.m} of {r.spacing / r.factor:.4g} mm; {network}{files.threads} thread(s), "
-        f"{job.plan.describe()}, {_windows(job)}"
+        f"{job.plan.describe()}, {windows}"
     )
-
-
-def _windows(job: Job) -> str:
-    tiling = job.pipeline.tiling
-    if job.pipeline.engine is None:
-        return "one matrix along z"
-    n = len(list(tiling))
-    how = (
-        "exact"
-        if tiling.is_exact
-        else f"blended: overlap {tiling.overlap} is below the network's reach of {tiling.reach} pixels"
-    )
-    return f"{n} window{'s' if n > 1 else ''} in plane ({how})"

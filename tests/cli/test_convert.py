@@ -90,3 +90,19 @@ def test_what_can_not_be_done_is_one_error_and_leaves_nothing(
     assert ran.line.startswith("error: ")
     assert said in ran.line
     assert {p.name for p in tmp_path.iterdir()} == {"export"}
+
+
+def test_an_error_names_a_file_once(ctsr, tmp_path):
+    series(tmp_path / "x", block(planes(6), put(BurnedInAnnotation="YES"), frames=True))
+    file = tmp_path / "x" / "000.dcm"
+    for target in ("out.nii.gz", "data"):
+        ran = ctsr("convert", file, tmp_path / target)
+        assert ran.line.startswith(f"error: {file}: ")
+        assert ran.line.count("000.dcm") == 1
+
+
+def test_a_refusal_names_a_file_of_frames_once(ctsr, tmp_path):
+    series(tmp_path / "x", block(planes(6), put(HighBit=3), frames=True))
+    ran = ctsr("convert", tmp_path / "x", tmp_path / "data")
+    refusal = next(line for line in ran.err.splitlines() if "refused" in line)
+    assert refusal.count("000.dcm") == 1

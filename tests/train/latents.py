@@ -10,7 +10,7 @@ import torch
 from ctsr.models import zoo
 from ctsr.models.vae import CtVae, VaeConfig
 from ctsr.workflows.encode_latents import EncodeLatents, encode_latents
-from ctsr.workflows.simulate import Report
+from ctsr.workflows.folder import Report
 from tests.io.make import affine_of, nifti, put
 from tests.train import tiny
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,10 @@ from ctsr.io.lists import read_table
 from ctsr.io.nifti import read_volume
 from ctsr.io.provenance import sha256_of
 from ctsr.workflows import convert_series
-from ctsr.workflows.convert import Conversion, Outcome, Report, convert, parse_splits
+from ctsr.workflows.convert import Conversion, Outcome, convert, parse_splits
 from ctsr.workflows.convert_names import KEY
 from ctsr.workflows.convert_select import Selection, parse_condition
+from ctsr.workflows.folder import Case, Report
 from ctsr.workflows.simulate import phantoms
 from tests.io.dicom.make import Block, block, judge, planes, put, series, without
 
@@ -242,24 +242,13 @@ def test_shares_and_processes_make_what_one_run_makes(export, tmp_path):
 
 
 def test_an_error_in_a_process_is_as_one_in_this(export, tmp_path):
-    (task,) = tasks_of(export / "SECRET1" / "thin", tmp_path / "no" / "folder.nii")
-    found = convert_series._in_worker(task, False)
+    (stack,) = scan(export / "SECRET1" / "thin").stacks
+    case = Case("thin", export, tmp_path / "no" / "folder.nii", stack)
+    found = convert_series._in_worker(case, {"keep_tilt": False, "pad_hu": -1024}, False)
     assert isinstance(found[0], UsageError)
-    error = ResourceError("cannot be written")
-    future: Future = Future()
-    future.set_result((error, 28))
     with pytest.raises(ResourceError) as caught:
-        convert_series._result(future)
+        convert_series._unpacked((ResourceError("cannot be written"), 28))
     assert caught.value.__cause__.errno == 28  # a full disk stops a run
-
-
-def tasks_of(source: Path, target: Path) -> list[convert_series.Task]:
-    return [
-        convert_series.Task(
-            stack=s, target=target, patient="", input_sha256="", keep_tilt=False, pad_hu=-1024
-        )
-        for s in scan(source).stacks
-    ]
 
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(export, tmp_path):

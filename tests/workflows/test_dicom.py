@@ -20,10 +20,9 @@ from ctsr.workflows.evaluate_files import evaluate_files
 from ctsr.workflows.folder import raise_for_failures
 from ctsr.workflows.simulate import Simulation, simulate
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_files
+from ctsr.workflows.upsample import FileOptions, upsample_files
 from tests.io.dicom.make import block, judge, planes, put, series
 
-SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 THICK = planes(
     n=10, step=3.0, row=(0, 1, 0), column=(0, 0, -1)
 )  # sagittal: no axis of the file is one of the patient
@@ -31,7 +30,7 @@ THIN = planes(n=20, step=1.5, row=(0, 1, 0), column=(0, 0, -1))
 
 
 def thin(source, target, *, model="inverse", thinner=None, **files):
-    return upsample_files(source, target, thinner or Thinner(model=model), FileOptions(**files), SILENT)
+    return upsample_files(source, target, thinner or Thinner(model=model), FileOptions(**files))
 
 
 @pytest.fixture

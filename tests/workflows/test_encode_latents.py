@@ -19,7 +19,7 @@ from ctsr.models import zoo
 from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.weights.registry import load_model
-from ctsr.workflows.simulate import Report
+from ctsr.workflows.folder import Report
 from tests.train import latents, tiny
 
 

@@ -23,10 +23,11 @@ from ctsr.physics.operator import grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.evaluate import EvaluateOptions, evaluate_volumes
-from ctsr.workflows.evaluate_files import evaluate_files
-from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin, evaluate_thin_files
+from ctsr.workflows.evaluate_files import evaluate_files, evaluate_thin_files
+from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin
 from ctsr.workflows.evaluation import Evaluation, Wanted
 from ctsr.workflows.figures import comparison
+from ctsr.workflows.folder import Report
 from ctsr.workflows.thinner import Thinner
 from tests.train.tiny import body
 
@@ -424,7 +425,7 @@ def tree(tmp_path, thin, result) -> Path:
 
 def test_a_bad_case_does_not_stop_the_rest(tree):
     told: list[str] = []
-    found = run(tree, "res", "ref", warn=told.append, out=tree / "out.csv")
+    found = run(tree, "res", "ref", report=Report(warn=told.append), out=tree / "out.csv")
     assert [(row["case"], row["status"]) for row in found.rows] == [
         ("a.nii", "ok"), ("b.nii", "failed"), ("sub/c.nii", "ok"),
     ]  # fmt: skip

@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 
 from ctsr.errors import InputError, ResourceError, SomeCasesFailed, UsageError, WeightsError
-from ctsr.workflows.folder import Case, find_cases, raise_for_failures, run_cases, shard_name, take_shard
+from ctsr.workflows.folder import (
+    Case,
+    Report,
+    find_cases,
+    raise_for_failures,
+    run_cases,
+    shard_name,
+    take_shard,
+)
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_files
+from ctsr.workflows.upsample import FileOptions, upsample_files
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, ct, nifti, put
 
-SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 NAMES = ["a.nii.gz", "deep/er/b.nii", "deep/c.nii.gz", "d [x].nii", "e.nii.gz"]
 
 
@@ -33,7 +40,7 @@ def cases(tmp_path) -> Path:
     return folder
 
 
-def thin(source, target, *, model="cubic", shard=None, report=SILENT, weights=None, **files):
+def thin(source, target, *, model="cubic", shard=None, report=Report(), weights=None, **files):
     thinner = Thinner(model=model, checkpoint=weights)
     return upsample_files(source, target, thinner, FileOptions(**files), report, shard=shard)
 
@@ -60,7 +67,7 @@ def test_a_folder_gives_the_bytes_of_its_files(tmp_path, cases, model):
     for name in NAMES:
         alone = tmp_path / "alone" / name
         alone.parent.mkdir(parents=True, exist_ok=True)
-        upsample_files(cases / name, alone, Thinner(model=model, checkpoint=weights), FileOptions(), SILENT)
+        upsample_files(cases / name, alone, Thinner(model=model, checkpoint=weights), FileOptions())
         assert alone.read_bytes() == made[name]
     assert [row["status"] for row in rows] == ["ok"] * 5
 
@@ -90,8 +97,7 @@ def test_one_bad_case_does_not_stop_the_rest(tmp_path, cases):
     (cases / "deep" / "c.nii.gz").write_bytes(b"no volume")
     (cases / "deep" / "flat.nii").write_bytes(nifti(ct((9, 8, 1))))
     told: list[str] = []
-    report = Report(lambda text: None, told.append, lambda text: None, lambda share, words: None)
-    rows = thin(cases, tmp_path / "out", report=report)
+    rows = thin(cases, tmp_path / "out", report=Report(warn=told.append))
     status = {row["case"]: row["status"] for row in rows}
     assert [n for n, s in status.items() if s == "failed"] == ["deep/c.nii.gz", "deep/flat.nii"]
     expected = images(tmp_path / "good")
@@ -135,12 +141,12 @@ def test_a_second_run_finishes_the_first_and_touches_nothing_else(tmp_path, case
 )
 def test_what_was_made_otherwise_is_not_skipped(tmp_path, change, words):
     source, target = put(tmp_path, nifti()), tmp_path / "out.nii"
-    upsample_files(source, target, Thinner(model="cubic"), FileOptions(), SILENT)
+    upsample_files(source, target, Thinner(model="cubic"), FileOptions())
     source, options = change(source, target)
     before = tree(tmp_path)
     thinner = Thinner(**({"model": "cubic"} | options))
     with pytest.raises(UsageError, match=words):
-        upsample_files(source, target, thinner, FileOptions(skip_existing=True), SILENT)
+        upsample_files(source, target, thinner, FileOptions(skip_existing=True))
     assert tree(tmp_path) == before
 
 
@@ -168,7 +174,7 @@ def test_a_dry_run_of_a_folder_writes_nothing(tmp_path, cases):
 def test_folders_that_can_not_be_are_refused(tmp_path, cases):
     (tmp_path / "file").write_text("")
     for target, words in [
-        (tmp_path / "file", "is a file"),
+        (tmp_path / "file", "names a file"),
         (cases, "inside the input folder"),
         (cases / "deep" / "out", "inside the input folder"),
         (tmp_path / "out.nii.gz", "names a file"),

@@ -18,7 +18,8 @@ from ctsr.io.nifti import read_volume, write_volume
 from ctsr.io.provenance import sha256_of
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
-from ctsr.workflows.simulate import Report, Simulation, phantoms, simulate
+from ctsr.workflows.folder import Report
+from ctsr.workflows.simulate import Simulation, phantoms, simulate
 
 TINY = {"shape": (6, 32, 40), "spacing": (5.0, 9.0, 9.0)}
 

@@ -17,14 +17,14 @@ from ctsr.diffusion.schedule import Schedule
 from ctsr.errors import ResourceError, UsageError, WeightsError
 from ctsr.infer.sampling import Sampling
 from ctsr.models.zoo import pack
+from ctsr.workflows.folder import Report
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_files
+from ctsr.workflows.upsample import FileOptions, upsample_files
 from tests.infer import tiny
 from tests.io.dicom.make import block, planes, series
 from tests.io.make import affine_of, ct
 
 FAST = Sampling(num_steps=2, samples=2)
-SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 METRICS = {"detail_gain_2": 0.5, "spread_factor_2": 1.25}
 VALIDATED = {"sampler": "multistep", "num_steps": 2, "samples": 2}
 
@@ -124,7 +124,7 @@ def test_files_come_out_with_a_record_of_all_three_networks(tmp_path, project):
     source, target, spread = (tmp_path / name for name in ("in.nii.gz", "out.nii.gz", "spread.nii"))
     nib.Nifti1Image(volume().data, affine_of()).to_filename(source)
     files, told = FileOptions(save_uncertainty=spread), []
-    report = Report(*[lambda text: None] * 3, lambda share, words: told.append(share))
+    report = Report(progress=lambda share, words: told.append(share))
     (row,) = upsample_files(source, target, thinner(project), files, report)
     assert row["status"] == "ok"
     assert told == sorted(told)
@@ -140,10 +140,10 @@ def test_files_come_out_with_a_record_of_all_three_networks(tmp_path, project):
     assert record["model"] == "diffusion"
     assert nib.load(spread).shape == nib.load(target).shape
     again = FileOptions(skip_existing=True)
-    assert upsample_files(source, target, thinner(project), again, SILENT)[0]["status"] == "skipped"
+    assert upsample_files(source, target, thinner(project), again)[0]["status"] == "skipped"
     other = thinner(project, sampling=Sampling(num_steps=3, samples=2))
     with pytest.raises(UsageError, match="diffusion"):
-        upsample_files(source, target, other, again, SILENT)
+        upsample_files(source, target, other, again)
 
 
 def test_a_series_goes_through_and_its_seed_is_in_its_uids(tmp_path, project):
@@ -151,7 +151,7 @@ def test_a_series_goes_through_and_its_seed_is_in_its_uids(tmp_path, project):
     uids = set()
     for seed in (0, 1):
         told = thinner(project, sampling=Sampling(num_steps=2, samples=2, seed=seed))
-        (row,) = upsample_files(tmp_path / "thick", tmp_path / str(seed), told, FileOptions(), SILENT)
+        (row,) = upsample_files(tmp_path / "thick", tmp_path / str(seed), told, FileOptions())
         assert (row["slices_in"], row["slices_out"]) == (8, 16)
         uids |= {dcmread(path).SOPInstanceUID for path in (tmp_path / str(seed)).glob("*.dcm")}
     assert len(uids) == 32
