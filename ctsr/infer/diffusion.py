@@ -162,7 +162,7 @@ class Diffuser:
             reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
             tile, read, seen = tile_within((depth, h, w), reach, limit / a_voxel)
             return Fit(Cut(tile), read * a_voxel, seen * self._flop(name, size) * slices / size[0])
-        unit = self.network.stride
+        unit = self.network.base.stride
         shape, a_cell = (depth, -(-h // unit), -(-w // unit)), a_voxel * unit**2
         for halo in (None, BLENDED):
             (z, y, x), read, seen = tile_within(shape, self._reach(halo), limit / a_cell)
@@ -251,7 +251,7 @@ class Diffuser:
 
     def _boxes(self, shape: Triple, cut: Cut) -> Iterator[tuple[Box, Box]]:
         """(read, keep) of the tiles for the U-Net, in plane on multiples of its stride."""
-        unit = (1, self.network.stride, self.network.stride)
+        unit = (1, self.network.base.stride, self.network.base.stride)
         cells, tile = (
             tuple(-(-min(n, m) // s) for n, m, s in zip(size, shape, unit, strict=True))
             for size in (shape, cut.tile)
@@ -268,7 +268,7 @@ class Diffuser:
 
     def _reach(self, halo: int | None) -> Triple:
         """What a tile of the U-Net reads beyond what it keeps, in plane in units of its stride."""
-        n = self.network
+        n = self.network.base
         z, plane = (n.z_reach, n.plane_reach) if halo is None else (halo, halo)
         return z, -(-plane // n.stride), -(-plane // n.stride)
 

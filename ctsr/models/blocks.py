@@ -88,14 +88,13 @@ class ResidualBlock(nn.Module):
         return made
 
 
-def run_blocks(blocks: nn.Module, x: Tensor, e: Tensor | None = None, *, is_thrifty: bool) -> Tensor:
+def run_blocks(blocks: Any, x: Tensor, *told: Tensor, is_thrifty: bool) -> Tensor:
     """One block after the other; thrifty: what is inside a block isn't kept for the gradient but made again."""
-    for block in blocks.children():
-        x = (
-            checkpoint(block, x, e, use_reentrant=False)
-            if is_thrifty and torch.is_grad_enabled()
-            else block(x, e)
-        )
+    for block in blocks:
+        if is_thrifty and torch.is_grad_enabled():
+            x = checkpoint(block, x, *told, use_reentrant=False)
+        else:
+            x = block(x, *told)
     return x
 
 

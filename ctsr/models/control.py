@@ -18,7 +18,7 @@ from ctsr.core.zgrid import ZGrid
 from ctsr.models.blocks import zeroed
 from ctsr.models.latent_unet import Encoder, LatentUNet, LatentUNetConfig
 
-__all__ = ["ControlBranch", "ControlledUNet", "count_parameters", "slice_maps"]
+__all__ = ["ControlBranch", "ControlledUNet", "slice_maps"]
 
 MAPS = 2  # cosine and sine of the position between measured slices
 RHO_MIDDLE = 1.25  # ρ enters as its distance from this, the middle of what is trained
@@ -32,25 +32,11 @@ class ControlledUNet(nn.Module):
         self.base = LatentUNet(config)
         self.branch = ControlBranch(self.base)
         self.config = self.base.config
-        self.stride, self.z_reach, self.plane_reach = (
-            self.base.stride,
-            self.base.z_reach,
-            self.base.plane_reach,
-        )
 
     def noise(self, source: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
         """Noise of variance 1, by step, as this network's process has it: σ_r ε."""
         sigma = self.base.sigma
         return lambda step: sigma * source(step).to(sigma)
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether the inside of each block is made again for the gradient, not kept."""
-        return self.base.gradient_checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, value: bool) -> None:
-        self.base.gradient_checkpointing = value
 
     def forward(
         self,
@@ -68,8 +54,8 @@ class ControlledUNet(nn.Module):
         The cases of `null` see neither y₀ nor the branch: for them it equals `base(…, null=null)`, which is cheaper
         where the whole batch is null, as in a step of guided sampling.
         """
-        if maps.shape != (len(x_t), MAPS, x_t.shape[2]):
-            raise ValueError(f"maps {tuple(maps.shape)}, expected {(len(x_t), MAPS, x_t.shape[2])}")
+        if maps.shape != (expected := (len(x_t), MAPS, x_t.shape[2])):
+            raise ValueError(f"maps {tuple(maps.shape)}, expected {expected}")
         control = partial(self._control, rho=rho, maps=maps, null=null)
         made: Tensor = self.base(x_t, y0, tau, factor=factor, rho=rho, null=null, control=control)
         return made
@@ -77,7 +63,9 @@ class ControlledUNet(nn.Module):
     def _control(
         self, seen: Tensor, e: Tensor, *, rho: Tensor, maps: Tensor, null: Tensor | None
     ) -> list[Tensor]:
-        added: list[Tensor] = self.branch(seen, e, rho=rho, maps=maps, is_thrifty=self.gradient_checkpointing)
+        added: list[Tensor] = self.branch(
+            seen, e, rho=rho, maps=maps, is_thrifty=self.base.gradient_checkpointing
+        )
         if null is None:
             return added
         kept = (~null).view(-1, 1, 1, 1, 1)
@@ -120,11 +108,5 @@ def slice_maps(grid: ZGrid, z_stride: int) -> Tensor:
     starts = np.arange(0, grid.m, z_stride)
     at = (
         grid.first + (starts + (z_stride - 1) / 2) / grid.factor
-    )  # in thick slices, 0 at the centre of the first
+    )  # in thick slices, 0: the centre of the first
     return torch.from_numpy(np.stack([np.cos(2 * np.pi * at), np.sin(2 * np.pi * at)]).astype(np.float32))
-
-
-def count_parameters(config: LatentUNetConfig) -> int:
-    """Parameters of `ControlledUNet(config)`, without making it."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in ControlledUNet(config).parameters())

@@ -8,16 +8,15 @@ as the 2D model gives it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ctsr.errors import WeightsError
-from ctsr.models.vae import CtVae, VaeConfig
-from ctsr.models.zoo import CHANNELS_LIMIT, LEVELS_LIMIT, read_header
+from ctsr.models.vae import PRESETS, CtVae, VaeConfig
+from ctsr.models.zoo import CHANNELS_LIMIT, LEVELS_LIMIT, read_header, read_tensors
 
 __all__ = ["Start", "load_kl"]
 
@@ -66,41 +65,34 @@ def load_kl(data: bytes, path: str, *, groups: int = GROUPS) -> Start:
 
     groups: of its group norms, `norm_num_groups` of its config.json. Raises WeightsError naming what does not fit.
     """
-    header = read_header(data, path)
-    header.pop("__metadata__", None)
-    sides = {name: entry.get("shape") for name, entry in header.items()}
-    shapes = {name: tuple(s) if isinstance(s, list) else () for name, s in sides.items()}
-    _refuse_foreign(shapes, path)
-    if odd := sorted({str(e.get("dtype")) for e in header.values()} - {"F32", "F16", "BF16"}):
-        raise WeightsError(f"tensors of type {odd[0]}, expected F32, F16 or BF16", path=path)
-    names = {name: _renamed(name) for name in shapes}
-    if len(set(names.values())) != len(names):
+    tensors = read_tensors(data, read_header(data, path), path, dtypes=("F32", "F16", "BF16"))
+    _refuse_foreign(tensors, path)
+    found = {_renamed(name): t.float() for name, t in tensors.items()}
+    if len(found) != len(tensors):
         raise WeightsError("holds the same tensor by an old and a new name", path=path)
-    config = _plan({names[n]: s for n, s in shapes.items()}, path, groups)
     try:
+        config = _plan({name: tuple(t.shape) for name, t in found.items()}, path, groups)
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit the file
             expected = {n: tuple(t.shape) for n, t in CtVae(config).state_dict().items()}
     except ValueError as exc:
         raise WeightsError(f"makes no network: {exc}", path=path) from exc
-    found = {names[n]: s for n, s in shapes.items()}
-    how = {n: _adaptation(n, found[n], expected[n]) for n in found.keys() & expected.keys()}
-    missing = tuple(sorted(expected.keys() - found.keys()))
-    wrong = [f"{n}: {found[n]}, expected {expected[n]}" for n, text in sorted(how.items()) if text is None]
-    wrong += [f"{n}: {found[n]}, expected none" for n in sorted(found.keys() - expected.keys())]
-    wrong += [f"{n}: missing, expected {expected[n]}" for n in missing if not _OPTIONAL.search(n)]
-    wrong += [f"{n}: missing, others of its module are there" for n in missing if _is_torn(n, found)]
+    fitted = {n: _to_one_channel(n, t) for n, t in found.items()}
+    missing, wrong = tuple(sorted(expected.keys() - found.keys())), []
+    for name, (t, _) in sorted(fitted.items()):
+        if (shape := expected.get(name, "none")) != tuple(t.shape):
+            wrong.append(f"{name}: {tuple(found[name].shape)}, expected {shape}")
+    for name in missing:
+        module = re.match(r".*(quant_conv|attentions)\.", name)
+        if not _OPTIONAL.search(name):
+            wrong.append(f"{name}: missing, expected {expected[name]}")
+        elif module is not None and any(other.startswith(module[0]) for other in found):
+            wrong.append(f"{name}: missing, others of its module are there")  # which nobody trained
     if wrong:
         raise WeightsError(f"{len(wrong)} tensors do not fit: {'; '.join(wrong[:3])}", path=path)
-    try:
-        tensors = {names[n]: t.float() for n, t in safetensors.torch.load(data).items()}
-    except (safetensors.SafetensorError, ValueError, KeyError) as exc:
-        raise WeightsError(f"damaged or truncated weights: {exc}", path=path) from exc
-    if broken := [n for n, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise WeightsError(f"{len(broken)} tensors are not finite, the first is {broken[0]}", path=path)
     model = CtVae(config)
-    model.load_state_dict({n: _adapted(n, t) if how[n] else t for n, t in tensors.items()}, strict=False)
-    adapted = {n: text for n, text in sorted(how.items()) if text}
-    return Start(model.eval(), tuple(sorted(how.keys() - adapted.keys())), adapted, missing)
+    model.load_state_dict({n: t for n, (t, _) in fitted.items()}, strict=False)
+    adapted = {n: how for n, (_, how) in sorted(fitted.items()) if how}
+    return Start(model.eval(), tuple(sorted(found.keys() - adapted.keys())), adapted, missing)
 
 
 def _renamed(name: str) -> str:
@@ -109,9 +101,9 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _refuse_foreign(shapes: Shapes, path: str) -> None:
+def _refuse_foreign(names: Iterable[str], path: str) -> None:
     for pattern, whose in _FOREIGN:
-        if key := next((name for name in shapes if re.search(pattern, name)), None):
+        if key := next((name for name in names if re.search(pattern, name)), None):
             raise WeightsError(
                 f"weights in another layout: {key} looks like {whose}",
                 path=path,
@@ -142,39 +134,25 @@ def _plan(shapes: Shapes, path: str, groups: int) -> VaeConfig:
     widths = tuple(outputs(f"encoder.down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels))
     blocks = count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
     latents = outputs("encoder.conv_out.weight") // 2
-    try:
-        return VaeConfig.preset(
-            "mri",
-            channels=widths,
-            z_strides=(1,) * (levels - 1),
-            blocks=blocks,
-            latent_channels=latents,
-            slice_groups=groups,
-        )
-    except ValueError as exc:
-        raise WeightsError(f"makes no network: {exc}", path=path) from exc
+    return replace(
+        PRESETS["mri"],
+        channels=widths,
+        z_strides=(1,) * (levels - 1),
+        blocks=blocks,
+        latent_channels=latents,
+        slice_groups=groups,
+    )
 
 
-def _adaptation(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str | None:
-    """How a tensor is brought to one image channel: "" where it need not be, None where it cannot."""
-    if found == expected:
-        return ""
+def _to_one_channel(name: str, t: Tensor) -> tuple[Tensor, str]:
+    """A tensor at the image end for one channel, and how it was made; any other as it is, and "".
+
+    Two channels, real and imaginary: the image is the real part. Three: grey goes in thrice, the mean comes out.
+    """
     axis = {"encoder.conv_in.weight": 1, "decoder.conv_out.weight": 0, "decoder.conv_out.bias": 0}.get(name)
-    if axis is None or len(found) != len(expected) or found[axis] not in (2, 3):
-        return None
-    if (*found[:axis], 1, *found[axis + 1 :]) != expected:
-        return None
-    return "the first of 2 image channels" if found[axis] == 2 else "3 colours as one"
-
-
-def _adapted(name: str, t: Tensor) -> Tensor:
-    """Two channels, real and imaginary: the image is the real part. Three: grey goes in thrice, the mean comes out."""
-    if name == "encoder.conv_in.weight":
-        return t[:, :1] if t.shape[1] == 2 else t.sum(dim=1, keepdim=True)
-    return t[:1] if t.shape[0] == 2 else t.mean(dim=0, keepdim=True)
-
-
-def _is_torn(name: str, found: Shapes) -> bool:
-    """Whether an optional module is there in part, which is nothing that anybody trained."""
-    module = re.match(r".*(quant_conv|attentions)\.", name)
-    return module is not None and any(other.startswith(module[0]) for other in found)
+    channels = 1 if axis is None or t.ndim <= axis else t.shape[axis]
+    if axis is None or channels not in (2, 3):
+        return t, ""
+    if channels == 2:
+        return t.narrow(axis, 0, 1), "the first of 2 image channels"
+    return t.sum(1, keepdim=True) if axis else t.mean(0, keepdim=True), "3 colours as one"

@@ -36,10 +36,10 @@ class SliceEncoder(nn.Module):
         self.reach = (len(widths) + 1, WHOLE_SLICE, WHOLE_SLICE)
         self.conv_in = _conv(1, widths[0])
         self.down_blocks = nn.ModuleList(
-            _Level(a, b, config.blocks, groups, "downsamplers" if level < len(widths) - 1 else "")
+            _Level(a, b, config.blocks, groups, down=level < len(widths) - 1)
             for level, (a, b) in enumerate(pairwise((widths[0], *widths)))
         )
-        self.mid_block = _Middle(widths[-1], groups)
+        self.mid_block = _Level(widths[-1], widths[-1], 2, groups, attends=True)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPSILON)
         self.conv_out = _conv(widths[-1], moments)
         self.quant_conv = _identity(nn.Conv2d(moments, moments, 1))
@@ -47,9 +47,8 @@ class SliceEncoder(nn.Module):
     def forward(self, x: Tensor, *, is_thrifty: bool) -> Tensor:
         depth = x.shape[2]
         h = self.conv_in(_slices(x))
-        for level in self.down_blocks:
+        for level in (*self.down_blocks, self.mid_block):
             h = level(h, depth, is_thrifty)
-        h = self.mid_block(h, depth, is_thrifty)
         h = F.silu(self.conv_norm_out(h))
         with torch.autocast(h.device.type, enabled=False):
             return _volume(self.quant_conv(self.conv_out(h.to(self.conv_out.weight.dtype))), depth)
@@ -64,9 +63,9 @@ class SliceDecoder(nn.Module):
         self.reach = (len(widths) + 1, WHOLE_SLICE, WHOLE_SLICE)
         self.post_quant_conv = _identity(nn.Conv2d(latents, latents, 1))
         self.conv_in = _conv(latents, widths[0])
-        self.mid_block = _Middle(widths[0], groups)
+        self.mid_block = _Level(widths[0], widths[0], 2, groups, attends=True)
         self.up_blocks = nn.ModuleList(
-            _Level(a, b, config.blocks + 1, groups, "upsamplers" if level < len(widths) - 1 else "")
+            _Level(a, b, config.blocks + 1, groups, up=level < len(widths) - 1)
             for level, (a, b) in enumerate(pairwise((widths[0], *widths)))
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPSILON)
@@ -74,8 +73,8 @@ class SliceDecoder(nn.Module):
 
     def forward(self, z: Tensor, *, is_thrifty: bool) -> Tensor:
         depth = z.shape[2]
-        h = self.mid_block(self.conv_in(self.post_quant_conv(_slices(z))), depth, is_thrifty)
-        for level in self.up_blocks:
+        h = self.conv_in(self.post_quant_conv(_slices(z)))
+        for level in (self.mid_block, *self.up_blocks):
             h = level(h, depth, is_thrifty)
         h = F.silu(self.conv_norm_out(h))
         with torch.autocast(h.device.type, enabled=False):  # bfloat16 would round HU to steps of 4 to 8
@@ -83,38 +82,36 @@ class SliceDecoder(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks, neighbours along z, then (unless `step` is empty) a halving or doubling of the slice."""
+    """Residual blocks, attention behind the first where asked for, neighbours along z, a change of the slice's size.
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, step: str) -> None:
+    What a level does not have is an empty list, which has no name in a file.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        groups: int,
+        *,
+        attends: bool = False,
+        down: bool = False,
+        up: bool = False,
+    ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            _ResidualBlock(inputs if block == 0 else outputs, outputs, groups) for block in range(blocks)
-        )
+        widths = pairwise((inputs, *[outputs] * blocks))
+        self.resnets = nn.ModuleList(_ResidualBlock(a, b, groups) for a, b in widths)
+        self.attentions = nn.ModuleList(_Attention(outputs, groups) for _ in range(attends))
         self.along_z = _AlongZ(outputs)
-        self.step = step
-        if step:  # a list of one, as in the layout
-            resize = _Halve if step == "downsamplers" else _Double
-            setattr(self, step, nn.ModuleList([resize(outputs)]))
+        self.downsamplers = nn.ModuleList(_Halve(outputs) for _ in range(down))
+        self.upsamplers = nn.ModuleList(_Double(outputs) for _ in range(up))
 
     def forward(self, x: Tensor, depth: int, is_thrifty: bool) -> Tensor:
-        x = self.along_z(run_blocks(self.resnets, x, is_thrifty=is_thrifty), depth)
-        if self.step:
-            x = getattr(self, self.step)[0](x)
+        first, *rest = self.resnets
+        x = self.along_z(run_blocks((first, *self.attentions, *rest), x, is_thrifty=is_thrifty), depth)
+        for resize in (*self.downsamplers, *self.upsamplers):
+            x = resize(x)
         return x
-
-
-class _Middle(nn.Module):
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(_ResidualBlock(channels, channels, groups) for _ in range(2))
-        self.attentions = nn.ModuleList([_Attention(channels, groups)])
-        self.along_z = _AlongZ(channels)
-
-    def forward(self, x: Tensor, depth: int, is_thrifty: bool) -> Tensor:
-        first, second = self.resnets
-        in_turn = nn.ModuleList([first, *self.attentions, second])
-        made: Tensor = self.along_z(run_blocks(in_turn, x, is_thrifty=is_thrifty), depth)
-        return made
 
 
 class _ResidualBlock(nn.Module):
@@ -124,11 +121,11 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(groups, inputs, EPSILON), _conv(inputs, outputs)
         self.norm2, self.conv2 = nn.GroupNorm(groups, outputs, EPSILON), _conv(outputs, outputs)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, e: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         change = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        made: Tensor = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + change
+        made: Tensor = self.conv_shortcut(x) + change
         return made
 
 
@@ -153,7 +150,7 @@ class _Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([zeroed(nn.Linear(channels, channels))])
 
-    def forward(self, x: Tensor, e: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         pixels = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (to(pixels)[:, None] for to in (self.to_q, self.to_k, self.to_v))
         seen = F.scaled_dot_product_attention(q, k, v)[:, 0]
@@ -167,10 +164,8 @@ class _Halve(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.conv(
-            F.pad(x, (0, 1, 0, 1))
-        )  # right and bottom only: half a pixel off, as it was trained
-        return made
+        padded = F.pad(x, (0, 1, 0, 1))  # right and bottom only: half a pixel off, as it was trained
+        return self.conv(padded)  # type: ignore[no-any-return]
 
 
 class _Double(nn.Module):
@@ -179,8 +174,7 @@ class _Double(nn.Module):
         self.conv = _conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return made
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 
 def _slices(x: Tensor) -> Tensor:

@@ -17,17 +17,15 @@ All convolutions are 3 × 3 × 3, all strides in plane: a latent voxel is 2.0 ×
 resolved. There is no attention: over a tile it would make the result depend on the cut, and in windows fixed to the
 volume every tile would need a further window of the coarsest level as its halo.
 
-Sizes, the branch of `ctsr.models.control` included; FLOPs (2 × multiply-adds) are those of one pass, a step of
-training takes three times that, four with gradient checkpointing:
+Sizes, the branch of `ctsr.models.control` included; FLOPs (2 × multiply-adds) are those of one pass:
 
     preset     parameters   MFLOP a latent voxel    reach z, in plane
     tiny            0.19 M         0.14                  10, 15         for tests
-    compact          7.1 M          2.3                  14, 33         two CPU cores, see below
+    compact          7.1 M          2.3                  14, 33         two CPU cores: 1.8 s a step, 20 000 in ten hours
     full             124 M           39                  26, 61
 
-A step of `compact` on 28 000 latent voxels (6 patches of 8 × 24 × 24) is 0.19 TFLOP: 1.8 s on two cores at the 100
-GFLOP/s that were measured, so that ten hours are 20 000 steps. For the gradient `compact` keeps 8.7 KiB a latent voxel
-in float32 (2.7 with checkpointing), `full` 46 (11), beside 2.5 GB for weights, gradients, AdamW's state and an average.
+A step of training takes three times that, four with gradient checkpointing. For the gradient `compact` keeps 8.7 KiB a
+latent voxel in float32 (2.7 with checkpointing), `full` 46 (11), beside 2.5 GB for weights, moments and an average.
 """
 
 from __future__ import annotations
@@ -157,16 +155,10 @@ class LatentUNet(nn.Module):
         control: gives, from what the encoder sees and from the embedding, what is added to its features.
         """
         batch, channels, *size = x_t.shape
-        given = [t.shape == (batch,) for t in (tau, factor, rho)]
-        if (
-            y0.shape != x_t.shape
-            or channels != self.config.latent_channels
-            or len(size) != 3
-            or not all(given)
-        ):
-            raise ValueError(
-                f"shapes do not fit: x_t {tuple(x_t.shape)}, y0 {tuple(y0.shape)}, tau {tuple(tau.shape)}"
-            )
+        fits = y0.shape == x_t.shape and channels == self.config.latent_channels and len(size) == 3
+        if not fits or any(t.shape != (batch,) for t in (tau, factor, rho)):
+            shapes = ", ".join(str(tuple(t.shape)) for t in (x_t, y0, tau))
+            raise ValueError(f"shapes do not fit: x_t, y0, tau {shapes}")
         with torch.autocast(x_t.device.type, enabled=False):
             told = x_t.new_ones(batch) if null is None else 1 - null.to(x_t.dtype)
             e = self._embedding(tau, factor, rho, told)

@@ -202,7 +202,7 @@ def _model(request: TrainDiffusion, channels: int, kappa: float, sigma: Sequence
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.loop.seed)
         model = ControlledUNet(LatentUNetConfig.preset(request.preset, **changes))
-    model.gradient_checkpointing = request.gradient_checkpointing
+    model.base.gradient_checkpointing = request.gradient_checkpointing
     return model
 
 

@@ -176,7 +176,7 @@ def memory(folder: Path) -> list[dict]:
 def step(preset: str) -> dict:
     """A step of AdamW with batch 1 and gradient checkpointing, on a latent of 8 × 24 × 24."""
     network = ControlledUNet(PRESETS[preset])
-    network.gradient_checkpointing = True
+    network.base.gradient_checkpointing = True
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     y0 = torch.randn(1, network.config.latent_channels, 8, 24, 24)
     one, maps = torch.ones(1), slice_maps(ZGrid(8, 2.0), 2)[None]

@@ -118,8 +118,8 @@ def test_a_tile_with_a_halo_equals_the_whole(data, depth, height, width):
     read, keep = [], []
     for size, step, reach in zip(
         (depth, height, width),
-        (1, network.stride, network.stride),
-        (network.z_reach,) + 2 * (network.plane_reach,),
+        (1, network.base.stride, network.base.stride),
+        (network.base.z_reach,) + 2 * (network.base.plane_reach,),
         strict=True,
     ):
         start = data.draw(st.integers(0, (size - 1) // step)) * step
@@ -139,7 +139,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients():
     found = []
     for is_thrifty in (False, True):
         network = trained(make=ControlledUNet).train()
-        network.gradient_checkpointing = is_thrifty
+        network.base.gradient_checkpointing = is_thrifty
         args, told = inputs((3, 6, 5), batch=2)
         loss = network(*args, **told, maps=maps(3, 2), null=torch.tensor([False, True])).square().mean()
         loss.backward()
@@ -208,7 +208,7 @@ def test_a_diffusion_file_comes_back_as_it_was():
         (CARD, {"model_channels": 4000, "multipliers": [4000] * 8}, "tensors do not fit|no network"),
         (CARD, {"multipliers": [1.5, 2]}, "no network"),
         (CARD, {"kappa": -1.0}, "outside 0"),
-        (CARD, {"attention": 1}, "unknown entry: attention"),
+        (CARD, {"attention": 1}, "makes no network.*attention"),
     ],
 )
 def test_a_diffusion_file_that_does_not_fit_is_refused(card, config, words):

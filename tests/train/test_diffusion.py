@@ -128,7 +128,7 @@ def test_gradient_checkpointing_changes_no_gradient(pairs):
     found = []
     for is_thrifty in (False, True):
         t = task(pairs)
-        t.model.gradient_checkpointing = is_thrifty
+        t.model.base.gradient_checkpointing = is_thrifty
         batch = default_collate([t.dataset[i] for i in range(2)])
         for parameter in t.model.parameters():  # away from the zeros that hide the inside
             parameter.data += 0.01
