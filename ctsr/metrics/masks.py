@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 
 from ctsr.core.volume import AIR, PADDING_LIMIT
-from ctsr.errors import InputError
+from ctsr.errors import InputError, UsageError
 
-__all__ = ["BANDS", "Regions", "body_mask", "lung_mask", "smoothed", "tissue_bands"]
+__all__ = ["BANDS", "Regions", "body_mask", "smoothed"]
 
 BANDS: Mapping[str, tuple[float, float]] = {  # HU of the smoothed reference
     "lung": (-1000.0, -400.0),
@@ -24,34 +24,51 @@ BANDS: Mapping[str, tuple[float, float]] = {  # HU of the smoothed reference
     "soft": (-10.0, 150.0),
     "bone": (200.0, np.inf),
 }
-BODY_LIMIT = -500.0  # HU, half-way from air to water
-LUNG_LIMIT = -600.0  # HU
-SIGMA_IN_PLANE = 2.0  # voxels; with the one along z this takes white noise to 7.5 % of its SD
-SIGMA_ALONG_Z = 1.0  # voxels
-TRUNCATE = 3.0  # σ
-SLAB = 16  # slices worked on at a time
+_BODY_LIMIT = -500.0  # HU, half-way from air to water
+_LUNG_LIMIT = -600.0  # HU
+_SIGMA_IN_PLANE = 2.0  # voxels; with the one along z this takes white noise to 7.5 % of its SD
+_SIGMA_ALONG_Z = 1.0  # voxels
+_TRUNCATE = 3.0  # σ
+_SLAB = 16  # slices worked on at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Regions:
     """The masks of one reference, made once so that every method is scored on the same voxels.
 
-    All are (D, H, W) bool; `bands` has the names of BANDS, and may have empty masks, as `lung` may be.
+    All are (D, H, W) bool. body: the patient, or the area that replaces it. bands: by the names of BANDS, may be
+    empty masks, as `lung` may be. scored: the voxels of PSNR, SSIM, MAE, bias and RMSE; None for all of them.
     """
 
     body: np.ndarray
     bands: Mapping[str, np.ndarray]
     lung: np.ndarray
+    scored: np.ndarray | None
 
     @classmethod
-    def of(cls, reference: np.ndarray, *, body: np.ndarray | None = None) -> Regions:
-        """Masks from the reference; `body` replaces the body mask where the caller has another area in mind.
+    def of(cls, reference: np.ndarray, mask: str | np.ndarray = "body") -> Regions:
+        """Masks from the reference, (D, H, W) HU, smoothed; bands and lung are eroded by one voxel.
 
+        mask: what is scored: "body", "lung", "none" for every voxel, or an area of the caller's own. The last two
+        replace the body, and so limit the bands and the lung (smoothed < −600 HU).
         Memory: one float32 volume while it runs, six bool volumes in the result.
         """
         smooth = smoothed(reference)
-        body = _body(smooth) if body is None else body
-        return cls(body=body, bands=_bands(smooth, body), lung=_lung(smooth, body))
+        if not isinstance(mask, str):
+            body = mask
+        elif mask in ("body", "lung", "none"):
+            body = np.ones(smooth.shape, bool) if mask == "none" else _body(smooth)
+        else:
+            raise UsageError(f"mask: {mask!r} is not body, lung or none")
+        bands = {
+            name: _eroded((smooth > low) & (smooth <= high) & body) for name, (low, high) in BANDS.items()
+        }
+        # The body's holes are filled, so air inside it is enclosed by it: no piece reaches the outer air.
+        lung = _eroded((smooth < _LUNG_LIMIT) & body)
+        name = mask if isinstance(mask, str) else ""
+        if name == "lung" and not lung.any():
+            raise InputError("lung mask is empty")
+        return cls(body, bands, lung, {"none": None, "lung": lung}.get(name, body))
 
 
 def body_mask(hu: np.ndarray) -> np.ndarray:
@@ -64,17 +81,6 @@ def body_mask(hu: np.ndarray) -> np.ndarray:
     return _body(smoothed(hu))
 
 
-def lung_mask(reference: np.ndarray, body: np.ndarray | None = None) -> np.ndarray:
-    """Air inside the body: smoothed < −600 HU, eroded by one voxel. `body`: its mask, if already made."""
-    smooth = smoothed(reference)
-    return _lung(smooth, _body(smooth) if body is None else body)
-
-
-def tissue_bands(reference: np.ndarray, body: np.ndarray) -> dict[str, np.ndarray]:
-    """One mask for each of BANDS: smoothed reference in the band, inside the body, eroded by one voxel."""
-    return _bands(smoothed(reference), body)
-
-
 def smoothed(hu: np.ndarray) -> np.ndarray:
     """(D, H, W) float32, Gaussian σ = 2 voxels in plane and 1 along z; scanner padding counts as air.
 
@@ -83,27 +89,29 @@ def smoothed(hu: np.ndarray) -> np.ndarray:
     if hu.ndim != 3 or 0 in hu.shape:
         raise InputError(f"a volume has 3 axes and voxels, this one is {hu.shape}")
     # Along z as a banded matrix product: SciPy's filter strides through memory there, six times as slow.
-    along_z = ndimage.gaussian_filter1d(np.eye(len(hu)), SIGMA_ALONG_Z, axis=0, truncate=TRUNCATE)
+    along_z = ndimage.gaussian_filter1d(np.eye(len(hu)), _SIGMA_ALONG_Z, axis=0, truncate=_TRUNCATE)
     along_z = along_z.astype(np.float32)
-    reach = int(TRUNCATE * SIGMA_ALONG_Z + 0.5)
+    reach = int(_TRUNCATE * _SIGMA_ALONG_Z + 0.5)
     out = np.empty(hu.shape, np.float32)
-    for start in range(0, len(hu), SLAB):
-        here, near = slice(start, start + SLAB), slice(max(start - reach, 0), start + SLAB + reach)
+    for start in range(0, len(hu), _SLAB):
+        here, near = slice(start, start + _SLAB), slice(max(start - reach, 0), start + _SLAB + reach)
         slab = hu[near].astype(np.float32)
         finite = np.isfinite(slab).all(axis=(1, 2))
         if not finite.all():
             raise InputError(f"slice {near.start + int(np.argmin(finite))} has values that are not finite")
         slab[slab <= PADDING_LIMIT] = AIR
         slab = np.tensordot(along_z[here, near], slab, axes=1)
-        in_plane = (0, SIGMA_IN_PLANE, SIGMA_IN_PLANE)
-        ndimage.gaussian_filter(slab, in_plane, truncate=TRUNCATE, output=out[here])
+        in_plane = (0, _SIGMA_IN_PLANE, _SIGMA_IN_PLANE)
+        ndimage.gaussian_filter(slab, in_plane, truncate=_TRUNCATE, output=out[here])
     return out
 
 
 def _body(smooth: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(smooth > BODY_LIMIT)
+    labels, count = ndimage.label(smooth > _BODY_LIMIT)
     if count == 0:
-        raise InputError("body mask is empty", hint=f"nothing above {BODY_LIMIT:g} HU: are these CT numbers?")
+        raise InputError(
+            "body mask is empty", hint=f"nothing above {_BODY_LIMIT:g} HU: are these CT numbers?"
+        )
     sizes = np.zeros(count + 1, np.int64)
     for each in labels:  # by slice: bincount works on an int64 copy
         sizes += np.bincount(each.ravel(), minlength=count + 1)
@@ -120,15 +128,6 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     outside[0] = False  # label 0 is the mask itself
     filled: np.ndarray = ~outside[labels]
     return filled
-
-
-def _bands(smooth: np.ndarray, body: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: _eroded((smooth > low) & (smooth <= high) & body) for name, (low, high) in BANDS.items()}
-
-
-def _lung(smooth: np.ndarray, body: np.ndarray) -> np.ndarray:
-    # The body's holes are filled, so air inside it is enclosed by it: no piece reaches the outer air.
-    return _eroded((smooth < LUNG_LIMIT) & body)
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:

@@ -13,9 +13,8 @@ from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.core.zgrid import ZGrid
 from ctsr.errors import InputError, UsageError
 from ctsr.infer.pipeline import CLASSICAL
-from ctsr.metrics.consistency import residual_summary
-from ctsr.metrics.masks import Regions, body_mask, tissue_bands
-from ctsr.metrics.report import score
+from ctsr.metrics.masks import Regions
+from ctsr.metrics.report import residual_summary, score
 from ctsr.metrics.spectrum import power_ratio
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
@@ -61,16 +60,12 @@ class Judge:
 
     def __init__(self, truth: np.ndarray, *, spacing: float, mask: str | np.ndarray = "body") -> None:
         """truth: (D, H, W) HU; spacing: of its slices, mm; mask: body, lung, none, or (D, H, W) bool."""
-        self.truth, self._spacing, self._mask = _without_padding(truth), spacing, mask
-        own = np.ones(truth.shape, bool) if isinstance(mask, str) and mask == "none" else mask
-        self._regions = Regions.of(self.truth, body=None if isinstance(own, str) else own)
+        self.truth, self._spacing = _without_padding(truth), spacing
+        self._regions = Regions.of(self.truth, mask)
 
     def score(self, result: np.ndarray) -> dict[str, float | bool | None]:
         """The row of metrics of one result, (D, H, W) HU."""
-        return score(
-            _without_padding(result), self.truth,
-            spacing_z_mm=self._spacing, mask=self._mask, regions=self._regions,  # type: ignore[arg-type]
-        )  # fmt: skip
+        return score(_without_padding(result), self.truth, self._regions, spacing_z_mm=self._spacing)
 
     def spectrum(self, result: np.ndarray) -> Spectrum | None:
         """Frequencies, and the power of the result over the truth's; None where there is too little."""
@@ -135,8 +130,7 @@ def compare(
     judge = None if ref is None else Judge(turn.apply(ref.data), spacing=spacing, mask=area)
     bands: Mapping[str, np.ndarray] = {}
     if job is not None:
-        everywhere = isinstance(mask, str) and mask == "none"
-        bands = tissue_bands(job.y, np.ones(job.y.shape, bool) if everywhere else body_mask(job.y))
+        bands = Regions.of(job.y, "none" if isinstance(mask, str) and mask == "none" else "body").bands
     if picture is not None:
         picture.pixel_mm = float(pred.spacing[turn.order[2]])
         if judge is not None:

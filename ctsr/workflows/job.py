@@ -20,7 +20,7 @@ from ctsr.infer.plan import Plan, make_plan
 from ctsr.infer.sampling import Sampling
 from ctsr.infer.windows import Tiling, occupied_box
 from ctsr.io.memory import available_bytes
-from ctsr.metrics.domain import Measured, outside_domain
+from ctsr.metrics.domain import measured, outside_domain
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import ProfileKind, SliceProfile
 
@@ -270,8 +270,8 @@ class Job:
         if not weights.get("ranges"):
             return
         plane = float(np.delete(volume.spacing, self.axis).max())
-        measured = Measured.of(self.y, spacing=self.recipe.spacing, in_plane=plane, rho=self.recipe.rho)
-        self.outside = outside_domain(measured, weights["ranges"])
+        found = measured(self.y, spacing=self.recipe.spacing, in_plane=plane, rho=self.recipe.rho)
+        self.outside = outside_domain(found, weights["ranges"])
         if self.outside and self.options.is_strict:
             raise InputError(
                 f"outside what the weights were trained for: {'; '.join(self.outside)}",

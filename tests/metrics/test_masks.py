@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ctsr.errors import InputError
-from ctsr.metrics.masks import BANDS, Regions, body_mask, lung_mask, smoothed, tissue_bands
+from ctsr.metrics.masks import BANDS, Regions, body_mask, smoothed
 from tests.metrics.thorax import SHAPE, parts, thorax, with_noise
 
 PARTS = parts()
@@ -30,13 +30,13 @@ def test_the_body_is_the_ellipse_with_its_lungs_and_without_the_table():
 
 
 def test_the_lung_mask_is_the_lungs_without_the_outer_air():
-    lung = lung_mask(NOISY)
+    lung = Regions.of(NOISY).lung
     assert not lung[~PARTS["lung"]].any()
     assert lung[~near(~PARTS["lung"], 3)].all()
 
 
 def test_a_band_holds_its_tissue_and_no_other():
-    bands = tissue_bands(NOISY, body_mask(NOISY))
+    bands = Regions.of(NOISY).bands
     assert list(bands) == list(BANDS)
     for name, band in bands.items():
         deep = ~near(~PARTS[name], 5)
@@ -90,19 +90,11 @@ def test_a_stack_of_few_slices_keeps_its_slices(slices):
     assert all(band.any(axis=(1, 2)).all() for band in regions.bands.values())
 
 
-def test_each_function_alone_gives_what_regions_hold():
-    regions = Regions.of(NOISY)
-    np.testing.assert_array_equal(regions.body, body_mask(NOISY))
-    np.testing.assert_array_equal(regions.lung, lung_mask(NOISY))
-    for name, band in tissue_bands(NOISY, regions.body).items():
-        np.testing.assert_array_equal(regions.bands[name], band)
-
-
 def test_regions_of_a_given_area_stay_inside_it():
     area = np.zeros(SHAPE, bool)
     area[:, :60] = True
-    regions = Regions.of(NOISY, body=area)
-    assert regions.body is area
+    regions = Regions.of(NOISY, area)
+    assert regions.body is regions.scored is area
     for band in (regions.lung, *regions.bands.values()):
         assert band.any() or band is regions.bands["bone"]
         assert not band[~area].any()
@@ -140,10 +132,10 @@ def test_holes_and_borders_are_those_of_scipy(seed, share):
         return
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     expected = np.stack([ndimage.binary_fill_holes(each) for each in largest])
-    body = body_mask(hu)
-    np.testing.assert_array_equal(body, expected)
-    bone = ndimage.binary_erosion((smoothed(hu) > 200) & body, border_value=1)
-    np.testing.assert_array_equal(tissue_bands(hu, body)["bone"], bone)
+    regions = Regions.of(hu)
+    np.testing.assert_array_equal(regions.body, expected)
+    bone = ndimage.binary_erosion((smoothed(hu) > 200) & expected, border_value=1)
+    np.testing.assert_array_equal(regions.bands["bone"], bone)
 
 
 def test_air_alone_has_no_body():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ctsr.metrics.masks import body_mask, lung_mask
+from ctsr.metrics.masks import Regions
 from ctsr.physics.phantom import Phantom, phantom, thorax
 
 SHAPE, SPACING = (32, 80, 112), (2.5, 3.4, 3.4)
@@ -32,11 +32,12 @@ def test_the_same_seed_gives_the_same_thorax():
 
 
 def test_it_is_a_body_in_air_with_two_lungs_fat_soft_tissue_and_bone(chest):
-    body = body_mask(chest.hu)
+    regions = Regions.of(chest.hu)
+    body = regions.body
     assert 0.4 < body.mean() < 0.75
     assert not body[:, [0, -1]].any()
     assert chest.hu[~ndimage.binary_dilation(body, iterations=3)].mean() == pytest.approx(-1000, abs=5)
-    lungs, count = ndimage.label(lung_mask(chest.hu, body))
+    lungs, count = ndimage.label(regions.lung)
     sizes = np.sort(np.bincount(lungs.ravel())[1:])[::-1]
     assert count >= 2
     assert sizes[1] > sizes[0] / 3  # two of a kind, not one piece

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from ctsr.data.pairs import PairSource, TrainVolume
 from ctsr.errors import InputError
-from ctsr.metrics.fidelity import bias, mae, psnr
-from ctsr.metrics.masks import body_mask, tissue_bands
+from ctsr.metrics.fidelity import difference, psnr
+from ctsr.metrics.masks import Regions
 from ctsr.models.vae import CtVae, VaeConfig
 from ctsr.train.loop import is_idle
 from ctsr.train.vae import BlockTransform, VaeLoss, VaeTask, usual_kl_weight
@@ -145,16 +145,15 @@ def test_validation_is_the_round_trip_of_whole_scans_in_the_body_and_by_tissue()
     task = make(round_trip=lambda model, hu, stop: hu + 3 - 2 * (hu > 0))
     found = task.validate(task.model, lambda: None)
     hu = scan(3).hu.astype(np.float32)
-    back, body = hu + 3 - 2 * (hu > 0), body_mask(hu)
-    soft = tissue_bands(hu, body)["soft"]
-    assert found["psnr_4095_db"] == pytest.approx(psnr(back, hu, body, peak=4095))
-    assert found["body_mae_hu"] == pytest.approx(mae(back, hu, body))
-    assert found["soft_bias_hu"] == pytest.approx(bias(back, hu, soft))
+    back, regions = hu + 3 - 2 * (hu > 0), Regions.of(hu)
+    assert found["psnr_4095_db"] == pytest.approx(psnr(back, hu, regions.body, peak=4095))
+    assert found["body_mae_hu"] == pytest.approx(difference(back, hu, regions.body).mean_abs)
+    assert found["soft_bias_hu"] == pytest.approx(difference(back, hu, regions.bands["soft"]).mean)
     assert 1 < found["soft_bias_hu"] < 3
     linear = BlockTransform([scan(1).hu, scan(2).hu], BLOCK, KEEP).round_trip(hu)
-    assert found["linear_psnr_4095_db"] == pytest.approx(psnr(linear, hu, body, peak=4095))
+    assert found["linear_psnr_4095_db"] == pytest.approx(psnr(linear, hu, regions.body, peak=4095))
     assert found["gain_db"] == pytest.approx(found["psnr_4095_db"] - found["linear_psnr_4095_db"])
-    assert not tissue_bands(hu, body)["bone"].any()
+    assert not regions.bands["bone"].any()
     assert "bone_mae_hu" not in found  # a band that no scan has
     assert all(map(math.isfinite, found.values()))
 

@@ -131,7 +131,7 @@ def test_the_others_are_made_and_scored_on_the_same_voxels(thin, thick, result):
     truth = stack(thin)
     for name, other in row["against"].items():
         made = stack(Thinner(model=name, factor=2)(thick).volume)
-        alone = score(made, truth, spacing_z_mm=SPACING, regions=Regions.of(truth))
+        alone = score(made, truth, Regions.of(truth), spacing_z_mm=SPACING)
         assert {k: other[k] for k in alone} == alone
     gain = row["psnr_4095_db"] - row["against"]["cubic"]["psnr_4095_db"]
     assert row["gain_db"] == gain > 0.5
@@ -225,7 +225,7 @@ def test_thin_is_simulate_upsample_and_score_on_the_slab_they_share():
     rows = evaluate_thin(truth, factors=(3.0,), methods=("inverse",))
     thick = simulate_volume(truth, factor=3)[0]
     made = stack(Thinner(model="inverse", factor=3)(thick).volume)
-    expected = score(made, stack(truth)[:12], spacing_z_mm=SPACING)
+    expected = score(made, stack(truth)[:12], Regions.of(stack(truth)[:12]), spacing_z_mm=SPACING)
     assert [row["method"] for row in rows] == ["inverse", "cubic"]
     assert {k: rows[0][k] for k in expected} == expected
     assert rows[0]["gain_db"] == rows[0]["psnr_4095_db"] - rows[1]["psnr_4095_db"] > 0.5
