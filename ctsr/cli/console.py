@@ -65,12 +65,12 @@ class Console:
         if self.as_json:
             _to_stdout(json.dumps({"ok": True} | _finite(dict(content)), indent=2, allow_nan=False) + "\n")
 
-    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
-        """Rows with the same keys, as aligned columns."""
+    def table(self, rows: Sequence[Mapping[str, Any]], *names: str, title: str = "") -> None:
+        """What rows have under these names, or under those of the first, as aligned columns."""
         if self.as_json or not rows:
             return
-        names = list(rows[0])
-        cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
+        names = names or tuple(rows[0])
+        cells = [list(names)] + [[_cell(row.get(name, "")) for name in names] for row in rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
         _to_stdout("\n".join(([title] if title else []) + lines) + "\n")

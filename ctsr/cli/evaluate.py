@@ -3,121 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from ctsr.cli import options as o
+from ctsr.cli.console import Console
+from ctsr.cli.machine import keep_freed_memory
 from ctsr.errors import UsageError
+from ctsr.workflows import options as o
 
-__all__ = ["register"]
-
-PANEL = "With --thin"
 REF = (
     "Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of ctsr simulate (it names the "
     "truth and the thick file of each case; PRED is then the folder of results, found by the thick file's name)."
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate", epilog="Research use only; not a medical device.")(evaluate)
+def _thin(help: str, **how: Any) -> Any:
+    return o.option(None, help, panel="With --thin", **how)
 
 
 def evaluate(
-    pred: Annotated[
-        Path | None,
-        typer.Argument(metavar="PRED", help="Thin CT to judge: a NIfTI file, a DICOM series, or a folder."),
-    ] = None,
-    ref: Annotated[Path | None, typer.Argument(metavar="REF", help=REF)] = None,
-    thick: Annotated[
-        Path | None,
-        o.option(
-            "--thick", help="What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        o.option("--against", help="Methods shown on the same voxels (default nearest,linear,cubic)."),
-    ] = None,
-    mask: Annotated[
-        str, o.option("--mask", help="Where to measure: body, lung, none (all voxels), or a mask file.")
-    ] = "body",
-    out: Annotated[
-        Path | None, o.option("--out", metavar="FILE", help="Everything, as .csv or .json.")
-    ] = None,
-    figure: Annotated[
-        Path | None,
-        o.option("--figure", metavar="PNG", help="Picture of truth, thick, cubic, result, error."),
-    ] = None,
-    require: Annotated[
-        list[str] | None,
-        o.option("--require", metavar="COND", help='Such as "psnr>=35", repeatable; exit 9 if not met.'),
-    ] = None,
-    thickness: Annotated[
-        float | None,
-        o.length("--thickness", help="Slice thickness of THICK; default: its sidecar's, else the spacing."),
-    ] = None,
-    profile: Annotated[str, o.option("--profile", help=o.PROFILE)] = "gaussian",
-    thin: Annotated[
-        Path | None,
-        o.option(
-            "--thin",
-            metavar="SRC",
-            panel=PANEL,
-            help="Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.",
-        ),
-    ] = None,
-    factor: Annotated[
-        str | None, o.option("--factor", panel=PANEL, help="Such as 2,3,4 (default 2).")
-    ] = None,
-    model: Annotated[
-        str | None,
-        o.option(
-            "--model",
-            panel=PANEL,
-            help="Such as baseline,inverse (default baseline). cubic is always added; --require is about the first.",
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        o.option(
-            "--checkpoint", metavar="FILE", panel=PANEL, help="Your own weights; default: the shipped ones."
-        ),
-    ] = None,
-    ratio: Annotated[
-        float | None,
-        o.number(
-            "--ratio",
-            metavar="T/S",
-            panel=PANEL,
-            help="Slice thickness / spacing of the simulated slices (default 1).",
-        ),
-    ] = None,
-    told_ratio: Annotated[
-        float | None,
-        o.number(
-            "--told-ratio",
-            metavar="T/S",
-            panel=PANEL,
-            help="The ratio that the methods are told; default: the true one.",
-        ),
-    ] = None,
-    told_profile: Annotated[
-        str | None,
-        o.option(
-            "--told-profile", panel=PANEL, help="The profile that they are told; default: the true one."
-        ),
-    ] = None,
-    overwrite: o.Overwrite = False,
-    device: o.Device = "auto",
-    axis: o.Axis = None,
-    threads: o.Threads = None,
-    config: o.Config = None,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    debug: o.Debug = False,
-    as_json: o.Json = False,
+    console: Console,
+    pred: Path | None = typer.Argument(
+        None, metavar="PRED", help="Thin CT to judge: a NIfTI file, a DICOM series, or a folder."
+    ),
+    ref: Path | None = typer.Argument(None, metavar="REF", help=REF),
+    thick: Path | None = o.option(
+        None, "What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
+    ),
+    against: str | None = o.option(None, "Methods shown on the same voxels (default nearest,linear,cubic)."),
+    mask: str = o.option("body", "Where to measure: body, lung, none (all voxels), or a mask file."),
+    out: Path | None = o.option(None, "Everything, as .csv or .json.", metavar="FILE"),
+    figure: Path | None = o.option(None, "Picture of truth, thick, cubic, result, error.", metavar="PNG"),
+    require: list[str] | None = o.option(
+        None, 'Such as "psnr>=35", repeatable; exit 9 if not met.', metavar="COND"
+    ),
+    thickness: float | None = o.length(
+        None, "Slice thickness of THICK; default: its sidecar's, else the spacing."
+    ),
+    profile: str = o.option("gaussian", o.PROFILE),
+    thin: Path | None = _thin(
+        "Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.", metavar="SRC"
+    ),
+    factor: str | None = _thin("Such as 2,3,4 (default 2)."),
+    model: str | None = _thin(
+        "Such as baseline,inverse (default baseline). cubic is always added; --require is about the first."
+    ),
+    checkpoint: str | None = _thin("Your own weights; default: the shipped ones.", metavar="FILE"),
+    ratio: float | None = _thin(
+        "Slice thickness / spacing of the simulated slices (default 1).", metavar="T/S"
+    ),
+    told_ratio: float | None = _thin(
+        "The ratio that the methods are told; default: the true one.", metavar="T/S"
+    ),
+    told_profile: str | None = _thin("The profile that they are told; default: the true one."),
+    overwrite: bool = o.overwrite(),
+    device: str = o.device(),
+    axis: int | None = o.axis(),
+    threads: int | None = o.threads(),
 ) -> None:
     """Measure a thin CT against its truth, against the thick CT it was made from, or both."""
     only_thin = {
@@ -133,9 +76,6 @@ def evaluate(
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     if against is not None and thick is None and not is_pairs:
         raise UsageError("--against needs --thick: the methods start from the thick file")
-    console = o.console_of(quiet, verbose, as_json)
-    o.use_threads(threads)
-    from ctsr.cli.memory import keep_freed_memory
     from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
     from ctsr.workflows.evaluate_files import evaluate_files, evaluate_thin_files
     from ctsr.workflows.evaluate_thin import ThinOptions

@@ -12,40 +12,41 @@ from typing import Annotated
 import typer
 
 from ctsr import __version__
-from ctsr.cli import (
-    convert,
-    download_weights,
-    encode_latents,
-    evaluate,
-    finetune_vae,
-    signals,
-    simulate,
-    train_baseline,
-    train_diffusion,
-    upsample,
-)
+from ctsr.cli import signals
+from ctsr.cli.command import command
 from ctsr.cli.console import Console, silence_stdout
+from ctsr.cli.convert import convert
+from ctsr.cli.download_weights import download_weights
+from ctsr.cli.encode_latents import encode_latents
+from ctsr.cli.evaluate import evaluate
+from ctsr.cli.finetune_vae import finetune_vae
+from ctsr.cli.simulate import simulate
+from ctsr.cli.train_baseline import train_baseline
+from ctsr.cli.train_diffusion import train_diffusion
+from ctsr.cli.upsample import upsample
 from ctsr.errors import CtsrError, ResourceError, UsageError
 
 __all__ = ["app", "main"]
 
+NOTICE = "Research use only; not a medical device."
+SHORT = (
+    "Train the autoencoder that diffusion works in."  # the help of finetune-vae begins with another command
+)
 app = typer.Typer(
     name="ctsr",
     help="Thin-slice CT from thick-slice CT: better resolution along z, HU kept, measured slices kept.",
-    epilog="Research use only; not a medical device.",
+    epilog=NOTICE,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
+for work in (
     convert, upsample, evaluate, simulate, train_baseline, finetune_vae, encode_latents, train_diffusion,
     download_weights,
 ):  # fmt: skip
-    command.register(app)
+    app.command(epilog=NOTICE, short_help=SHORT if work is finetune_vae else None)(command(work))
 
-_CLICK_ERROR = typer.BadParameter.__mro__[
-    2
-]  # Typer carries its own copy of click: this is its ClickException
+_CLICK_ERROR = typer.BadParameter.__mro__[2]  # Typer's own copy of click: this is its ClickException
 
 
 @app.callback(invoke_without_command=True)
@@ -131,7 +132,7 @@ def _as_ours(exc: Exception) -> CtsrError:
 
 def _usage_reason(exc: Exception) -> str:
     text = exc.format_message() if hasattr(exc, "format_message") else str(exc)
-    return " ".join(text.split()).rstrip(".")
+    return " ".join(text.replace("Value error, ", "").split()).rstrip(".")
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

@@ -85,7 +85,8 @@ class BaselineTask:
         seed: int,
         card: Mapping[str, Any],
     ) -> None:
-        self.model, self.card = model, card
+        self.model: nn.Module = model
+        self.card = card
         self.config: Mapping[str, Any] = model.config.to_dict()
         scans = {"train": fingerprint(train), "val": fingerprint(val)}
         self.recipe: Mapping[str, Any] = {"pairs": asdict(recipe), "loss": asdict(_Loss()), **scans}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ctsr.core.zgrid import thick_count
-from ctsr.data.latents import DTYPES, LatentPair, PairRecord, Stamp, check_stamps, excerpt_box, write_pair
+from ctsr.data.latents import LatentPair, PairRecord, Stamp, check_stamps, excerpt_box, write_pair
 from ctsr.data.pairs import PairRecipe, TrainVolume
 from ctsr.data.splits import list_path
 from ctsr.data.volumes import load_volume
-from ctsr.errors import UsageError
+from ctsr.errors import UsageError, WeightsError
 from ctsr.infer.device import choose_device
 from ctsr.infer.pipeline import Pipeline, Recipe
 from ctsr.infer.stage_one import Engine
@@ -30,60 +30,29 @@ from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import thicken
 from ctsr.weights.registry import load_model
 from ctsr.workflows.folder import Case, Report, run_cases, take_shard
+from ctsr.workflows.requests import EncodeLatents
 from ctsr.workflows.training import load_vae
 
-__all__ = ["EncodeLatents", "encode_latents"]
+__all__ = ["encode_latents"]
 
-LARGEST_FACTOR = 8
 SMALLEST_STACK = 2  # thick slices
-TILE = (32, 64, 64)  # latent voxels of the autoencoder's tiles: 64 × 256 × 256 of the image, 2 GB with `full`
 RECIPE = PairRecipe()  # thicknesses are drawn as for stage one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeLatents:
-    """What the command line says; the defaults are its defaults.
-
-    file_list: None for the data's lists of training and validation. variants: pairs for each scan and factor, of
-    different slice thicknesses and flips: an autoencoder knows no flip by itself.
-    """
-
-    data_dir: Path = Path("data")
-    output_dir: Path = Path("latents")
-    vae_checkpoint: str = "checkpoints/vae/best.safetensors"
-    stage_one: str = "baseline"
-    factors: tuple[int, ...] = (2, 3, 4, 5)
-    variants: int = 2
-    file_list: Path | None = None
-    z_truth_max: float = 1.5  # mm
-    dtype: str = "fp16"
-    device: str = "auto"
-    seed: int = 0
-    skip_existing: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.factors or not all(2 <= f <= LARGEST_FACTOR for f in self.factors):
-            raise UsageError(f"--factors: {self.factors} are not whole numbers in 2…{LARGEST_FACTOR}")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype: {self.dtype} is not {', '.join(DTYPES)}")
-
-
-def encode_latents(
-    request: EncodeLatents, *, report: Report, shard: str | None = None
-) -> list[dict[str, Any]]:
+def encode_latents(request: EncodeLatents, *, report: Report) -> list[dict[str, Any]]:
     """Encode the scans of a list, or a share of them; a row a scan, `left out` where its slices are too thick.
 
-    Raises WeightsError, before any work, where the folder holds latents of another autoencoder or stage one;
-    UsageError where a pair is there already and may neither be skipped nor replaced, or was made otherwise.
+    Raises WeightsError, before any work, where the autoencoder does not know how its latents are spread, or where the
+    folder holds latents of another one or of another stage one; UsageError where a pair is there already and may
+    neither be skipped nor replaced, or was made otherwise.
     """
-    data, notes = request.data_dir, list[str]()
+    data, target, notes = request.data, request.latents, list[str]()
     lists = [request.file_list] if request.file_list else [list_path(data, name) for name in ("train", "val")]
     files = dict.fromkeys(path for listed in lists for path in read_file_list(listed, data, notes=notes))
     names = {path.relative_to(data).as_posix(): path for path in files}
-    cases = take_shard([Case(name, path, request.output_dir / name) for name, path in names.items()], shard)
+    cases = take_shard([Case(name, path, target / name) for name, path in names.items()], request.shard)
     encoder = _Encoder(request)
-    theirs = sorted(request.output_dir.rglob("x*.safetensors"))
+    theirs = sorted(target.rglob("x*.safetensors"))
     if request.overwrite:
         theirs = [path for path in theirs if path.parent not in {case.target for case in cases}]
     stamps = [(path, LatentPair.open(path).record.stamp) for path in theirs]
@@ -107,7 +76,11 @@ class _Encoder:
     def __init__(self, request: EncodeLatents) -> None:
         self.request = request
         device = choose_device(request.device)
-        vae, self.vae_file = load_vae(request.vae_checkpoint)
+        name = request.vae(request.vae_checkpoint)
+        vae, self.vae_file = load_vae(name)
+        if "latents" not in self.vae_file.card:
+            reason = "its latents were not measured: no mean and deviation to standardise them with"
+            raise WeightsError(reason, path=name, hint="ctsr finetune-vae does that at its end")
         self.vae = vae.to(device)
         stage_one, self.stage_one_file = load_model(request.stage_one, kind="baseline")
         assert isinstance(stage_one, SimpleUNet3D)
@@ -132,7 +105,7 @@ class _Encoder:
         hu, body = volume.hu[box], body_mask(volume.hu)[box]
         stamp = self.stamp(case.name)
         made = skipped = 0
-        for factor in r.factors:
+        for factor in map(int, r.factors.split(",")):
             enough = thick_count(len(hu), factor) >= SMALLEST_STACK
             for variant in range(r.variants if enough else 0):
                 record = self._record(volume, stamp, factor, variant, hu.shape)
@@ -156,20 +129,12 @@ class _Encoder:
     ) -> PairRecord:
         rng = np.random.default_rng([self.request.seed, int(volume.content[:16], 16), factor, variant])
         z, y, x = (bool(flip) for flip in rng.integers(0, 2, 3))
+        rho = round(float(rng.uniform(*(RECIPE.usual_widths if rng.random() < 0.5 else RECIPE.widths))), 4)
         record = PairRecord(
-            stamp=stamp,
-            content=volume.content,
-            factor=factor,
-            rho=round(float(rng.uniform(*(RECIPE.usual_widths if rng.random() < 0.5 else RECIPE.widths))), 4),
-            n=thick_count(size[0], factor),
-            spacing=volume.spacing[0],
-            pixel=max(volume.spacing[1:]),
-            flips=(z, y, x),
-            strides=self.vae.strides,
-            corner=(0, 0, 0),
-            dtype=self.request.dtype,
-            seed=self.request.seed,
-        )
+            stamp=stamp, content=volume.content, factor=factor, rho=rho, n=thick_count(size[0], factor),
+            spacing=volume.spacing[0], pixel=max(volume.spacing[1:]), flips=(z, y, x), strides=self.vae.strides,
+            corner=(0, 0, 0), dtype=self.request.dtype, seed=self.request.seed,
+        )  # fmt: skip
         return replace(record, corner=excerpt_box(record, (record.grid.m, *size[1:]))[0])
 
     def _pair(self, path: Path, record: PairRecord, hu: np.ndarray, body: np.ndarray) -> None:
@@ -178,16 +143,14 @@ class _Encoder:
         flipped = tuple(axis for axis in range(3) if record.flips[axis])
         truth, body = (np.flip(part, flipped)[:m] for part in (hu, body))
         how: dict[str, Any] = {
-            "spacing": spacing,
-            "thickness": record.rho * spacing,
+            "factor": float(record.factor), "spacing": spacing, "thickness": record.rho * spacing,
             "profile": SliceProfile(),
-        }
-        thick, _ = thicken(truth, factor=float(record.factor), **how)
-        network = self.engine.network
-        tiling = Tiling(truth.shape[1], truth.shape[2], None, 0, 0, network.stride)
-        recipe = Recipe(n=record.n, factor=float(record.factor), **how)
+        }  # fmt: skip
+        thick, _ = thicken(truth, **how)
+        tiling = Tiling(truth.shape[1], truth.shape[2], None, 0, 0, self.engine.network.stride)
+        recipe = Recipe(n=record.n, **how)
         restored = Pipeline(recipe, tiling=tiling, engine=self.engine).rows(thick, 0, m)
-        x0, y0 = (encode_tiled(self.vae, part, tile=TILE).cpu() for part in (truth, restored))
+        x0, y0 = (encode_tiled(self.vae, part).cpu() for part in (truth, restored))
         corner, size = excerpt_box(record, truth.shape)
         cut = tuple(slice(c * s, c * s + n) for c, s, n in zip(corner, record.strides, size, strict=True))
         r = x0 - y0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from ctsr.core.zgrid import ZGrid
 from ctsr.data.latents import LatentPair, check_stamps
 from ctsr.data.volumes import refuse_leaks
 from ctsr.diffusion.schedule import Schedule, kappa_for
@@ -24,11 +23,12 @@ from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.models.vae import CtVae
 from ctsr.train import checkpoint
 from ctsr.train.diffusion import DiffusionTask, Regression, residual_rms
-from ctsr.train.loop import LoopConfig, Outcome, Report, processes, train
+from ctsr.train.loop import processes, train
 from ctsr.weights.registry import load_model
-from ctsr.workflows.training import Stopping, card, is_first, load_vae, never, planned, refuse_taken
+from ctsr.workflows import training as t
+from ctsr.workflows.requests import TrainDiffusion
 
-__all__ = ["Result", "TrainDiffusion", "TrainingReport", "train_diffusion"]
+__all__ = ["train_diffusion"]
 
 WARM_UP, WARM_UP_SHARE = 500, 20  # steps at most, and what part of all steps, that V is measured with
 LEAKY = 0.05  # difference of the residuals' size, train against val, from which on it is said
@@ -36,90 +36,40 @@ STEP = 0.1  # of a latent's standard deviation, that gains are measured with
 MAKE_LATENTS = "ctsr encode-latents makes them"
 
 
-class TrainingReport(Report, Protocol):
-    """What the training of a diffusion tells."""
-
-    def begin(self, max_steps: int) -> None:
-        """How many steps come: of the regression, and then of the diffusion."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainDiffusion:
-    """What the command line says; the defaults are its defaults. patch: latent voxels (D, H, W)."""
-
-    latent_dir: Path = Path("latents")
-    train_split: Path = Path("data/train_files.txt")
-    val_split: Path = Path("data/val_files.txt")
-    output_dir: Path = Path("checkpoints/diffusion")
-    vae_checkpoint: str = "checkpoints/vae/best.safetensors"
-    preset: str = "compact"
-    model_channels: int | None = None
-    schedule: str = "ctsr"  # or published
-    kappa: float | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    guidance_dropout: float = 0.1
-    patch: tuple[int, int, int] = (8, 24, 24)
-    epochs: int | None = None
-    resume: bool = True
-    gradient_checkpointing: bool = False
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=20_000))
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How the training ended, and the best's validation."""
-
-    outcome: Outcome
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping: Stopping = never) -> Result:
+def train_diffusion(request: TrainDiffusion, *, report: t.Report, stopping: t.Stopping = t.never) -> t.Result:
     """Train U-Net and control branch; before, where κ is neither given nor known, a regression that it follows from.
 
     Raises UsageError, InputError, WeightsError, ResourceError before any step, TrainingDiverged during one.
     """
-    folder = request.output_dir
-    train_set, val_set = (
-        _pairs(request, split, report) for split in (request.train_split, request.val_split)
-    )
+    folder, resume = request.folder, request.resume == "auto"
+    train_set, val_set = (_pairs(request, split, report) for split in request.splits)
     refuse_leaks(train_set, val_set)
-    vae, vae_file = load_vae(request.vae_checkpoint)
-    _check(train_set + val_set, (vae.latent_channels, *vae.strides), vae_file.sha256, request)
-    refuse_taken(folder)
+    name = request.vae(request.vae_checkpoint)
+    vae, vae_file = t.load_vae(name)
+    _check(train_set + val_set, (vae.latent_channels, *vae.strides), vae_file.sha256, name)
+    t.prepare(request)
     scans = sorted({p.name for p in train_set})
-    loop = planned(request.loop, request.epochs, n_scans=len(scans))
+    loop = t.planned(request, n_scans=len(scans))
     sigma, of_val = residual_rms(train_set), residual_rms(val_set)
     gains = _gains(vae.to(loop.device), val_set[0])
     hu, hu_of_val = (math.sqrt(np.square(rms * gains).sum()) for rms in (sigma, of_val))
     is_out_of_fold = all(p.record.stamp.is_out_of_fold for p in train_set + val_set)
-    if is_first():
-        fold = "out of fold" if is_out_of_fold else "trained on some of these scans"
-        report.note(
-            f"stage one {fold}; its latents lack {hu:.1f} HU, {hu_of_val:.1f} HU on the validation set"
-        )
-        if abs(hu_of_val / hu - 1) > LEAKY:
-            report.note("they differ by more than 5 %: scans of another kind, or a stage one that knows some")
+    fold = "out of fold" if is_out_of_fold else "trained on some of these scans"
+    report.note(f"stage one {fold}; its latents lack {hu:.1f} HU, {hu_of_val:.1f} HU on the validation set")
+    if abs(hu_of_val / hu - 1) > LEAKY:
+        report.note("they differ by more than 5 %: scans of another kind, or a stage one that knows some")
 
     def task(path: Schedule, sampling: Sampling) -> DiffusionTask:
-        def change(
-            x: np.ndarray,
-            network: ControlledUNet,
-            *,
-            grid: ZGrid,
-            rho: float,
-            progress: Callable[[float], None],
-        ) -> np.ndarray:
+        def change(x: np.ndarray, network: ControlledUNet, **how: Any) -> np.ndarray:
             diffuser = Diffuser(network, vae, path, sampling, torch.device(loop.device), torch.float32)
             size = (x.shape[0], x.shape[1], x.shape[2])
-            drawn = diffuser.draw(
-                lambda a, b: x[a:b], [(0, len(x))], size, grid=grid, rho=rho, progress=progress
-            )
+            drawn = diffuser.draw(lambda a, b: x[a:b], [(0, len(x))], size, **how)
             return np.stack(list(drawn.changes(0, len(x))))
 
         is_published = request.schedule == "published"  # whose noise is that of latents, not of residuals
         model = _model(request, vae.latent_channels, path.kappa, [1.0] if is_published else sigma.tolist())
         told = {name: getattr(sampling, name) for name in ("sampler", "num_steps", "samples")}
-        made_of = card(scans, seed=loop.seed, init=None, init_sha256=None) | {
+        made_of = t.card(scans, seed=loop.seed) | {
             "vae_sha256": vae_file.sha256,
             "stage_one_sha256": val_set[0].record.stamp.stage_one_sha256,
             "stage_one_out_of_fold": is_out_of_fold,
@@ -129,7 +79,7 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
             "ranges": _ranges(train_set),
         }
         return DiffusionTask(
-            model, train_set, val_set, path=path, sampling=told, change=change, patch=request.patch,
+            model, train_set, val_set, path=path, sampling=told, change=change, patch=request.patch_size,
             weights=(gains / hu) ** 2 * len(gains),
             dropout=request.guidance_dropout, seed=loop.seed, card=made_of,
         )  # fmt: skip
@@ -144,28 +94,23 @@ def train_diffusion(request: TrainDiffusion, *, report: TrainingReport, stopping
             report.begin(steps)
             regression = task(Regression(0.5, 0.99, 1.0, 1.0), Sampling(num_steps=1, samples=1))
             where = folder / "regression"
-            outcome = train(regression, warm_up, where, report=report, resume=request.resume, stop=stop)
+            outcome = train(regression, warm_up, where, report=report, resume=resume, stop=stop)
             if outcome.stopped_by is not None:
-                return Result(outcome)
+                return t.Result(outcome)
             losses = checkpoint.read(where).card["training"]["losses"]
             variance = min(1.0, float(np.mean(losses[len(losses) // 2 :])))
             path = Schedule.ctsr(kappa_for(1.0, variance), variance)
-            if is_first():
-                report.note(
-                    f"κ = {path.kappa:.3g}: after {steps} steps of regression V = {variance:.3g} σ_r²"
-                )
+            report.note(f"κ = {path.kappa:.3g}: after {steps} steps of regression V = {variance:.3g} σ_r²")
         report.begin(loop.max_steps)
-        outcome = train(
-            task(path, request.sampling), loop, folder, report=report, resume=request.resume, stop=stop
-        )
-    if outcome.stopped_by is not None or not is_first():
-        return Result(outcome)
-    return Result(outcome, load_model(folder / "best.safetensors", kind="diffusion")[1].card["metrics"])
+        outcome = train(task(path, request.sampling), loop, folder, report=report, resume=resume, stop=stop)
+    if outcome.stopped_by is not None or not t.is_first():
+        return t.Result(outcome)
+    return t.Result(outcome, load_model(folder / "best.safetensors", kind="diffusion")[1].card["metrics"])
 
 
-def _pairs(request: TrainDiffusion, split: Path, report: Report) -> list[LatentPair]:
+def _pairs(request: TrainDiffusion, split: Path, report: t.Report) -> list[LatentPair]:
     """The pairs of the scans in a list, the names of which are those of folders of latents."""
-    folder = request.latent_dir
+    folder = request.latents
     if not folder.is_dir():
         raise UsageError("no latents here", path=folder, hint=MAKE_LATENTS)
     names = [p.relative_to(folder).as_posix() for p in read_file_list(split, folder, must_exist=False)]
@@ -176,17 +121,16 @@ def _pairs(request: TrainDiffusion, split: Path, report: Report) -> list[LatentP
         )
         if len(without) == len(names):
             raise UsageError(finding, path=folder, hint=MAKE_LATENTS)
-        if is_first():
-            report.note(finding)
+        report.note(finding)
     return [pair for pairs in found.values() for pair in pairs]
 
 
-def _check(pairs: Sequence[LatentPair], plan: tuple[int, ...], sha256: str, request: TrainDiffusion) -> None:
+def _check(pairs: Sequence[LatentPair], plan: tuple[int, ...], sha256: str, vae: str) -> None:
     """WeightsError where latents are not of this autoencoder, or of several stage ones."""
     check_stamps((p.path, p.record.stamp) for p in pairs)
     if (theirs := pairs[0].record.stamp.vae_sha256) != sha256:
         raise WeightsError(
-            f"latents of the VAE {theirs[:12]}…, {request.vae_checkpoint} is {sha256[:12]}…",
+            f"latents of the VAE {theirs[:12]}…, {vae} is {sha256[:12]}…",
             path=pairs[0].path,
             hint="--vae-checkpoint, or encode them again",
         )
@@ -200,7 +144,7 @@ def _model(request: TrainDiffusion, channels: int, kappa: float, sigma: Sequence
     if request.model_channels is not None:
         changes["model_channels"] = request.model_channels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.loop.seed)
+        torch.manual_seed(request.seed)
         model = ControlledUNet(LatentUNetConfig.preset(request.preset, **changes))
     model.base.gradient_checkpointing = request.gradient_checkpointing
     return model
@@ -225,9 +169,9 @@ def _known_schedule(request: TrainDiffusion) -> Schedule | None:
         return Schedule.published(request.sampling.num_steps)
     if request.kappa is not None:
         return Schedule.ctsr(request.kappa)
-    if not (request.resume and (request.output_dir / "last.safetensors").exists()):
+    if request.resume == "no" or not (request.folder / "last.safetensors").exists():
         return None
-    file = checkpoint.read(request.output_dir)
+    file = checkpoint.read(request.folder)
     return schedule_of(file.card, file.config.get("kappa", 0.0))
 
 

@@ -7,52 +7,55 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ctsr import __version__
-from ctsr.data.pairs import PairRecipe, TrainVolume
+from ctsr.data.pairs import TrainVolume
 from ctsr.data.volumes import load_volumes, refuse_leaks
 from ctsr.errors import WeightsError
+from ctsr.infer.device import choose_device
 from ctsr.models.vae import CtVae
 from ctsr.models.zoo import ModelFile
+from ctsr.train import loop
 from ctsr.train.checkpoint import locked
-from ctsr.train.loop import LoopConfig, Report
+from ctsr.train.loop import LoopConfig, Outcome
 from ctsr.weights.registry import load_model, locate
+from ctsr.workflows.requests import ScanTraining, Training
 
 __all__ = [
-    "ScanReport", "ScanTraining", "Stopping", "card", "is_first", "load_scans", "load_vae", "never", "planned",
-    "refuse_taken",
-]  # fmt: skip
+    "Report",
+    "Result",
+    "Stopping",
+    "card",
+    "is_first",
+    "load_scans",
+    "load_vae",
+    "never",
+    "planned",
+    "prepare",
+]
 
+STEPS = 20_000
 SAMPLES_A_SCAN = 256  # what one epoch takes from each
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], int | None]]]
 """Entered for the training itself; what it yields names the signal that asks for an orderly end."""
 
 
-class ScanReport(Report, Protocol):
-    """What a training on scans tells: the loop's steps and validations, and first what it will train on."""
+class Report(loop.Report, Protocol):
+    """What a training tells: the loop's steps and validations, and before them how many steps come."""
 
-    def start(self, train: list[TrainVolume], val: list[TrainVolume], *, max_steps: int) -> None: ...
+    def begin(self, max_steps: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScanTraining:
-    """What the command line of a training on scans says; the defaults are its defaults."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the training ended, and what the validation found of the best weights."""
 
-    data_dir: Path = Path("data")
-    train_split: Path = Path("data/train_files.txt")
-    val_split: Path = Path("data/val_files.txt")
-    output_dir: Path
-    epochs: int | None = None
-    z_truth_max: float = 1.5  # mm
-    init: str | None = None
-    resume: bool = True
-    gradient_checkpointing: bool = False
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=20_000))
-    recipe: PairRecipe = field(default_factory=PairRecipe)
+    outcome: Outcome
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def never() -> AbstractContextManager[Callable[[], int | None]]:
@@ -65,10 +68,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def refuse_taken(folder: Path) -> None:
-    """UsageError or ResourceError, before anything is read, where the run's folder is in use or can't be written."""
+def prepare(request: Training) -> None:
+    """UsageError or ResourceError where the device is absent, or the run's folder in use or not to be written to."""
+    choose_device(request.device)
     if is_first():
-        with locked(folder):
+        with locked(request.folder):
             pass
 
 
@@ -76,10 +80,15 @@ def load_scans(request: ScanTraining, report: Report) -> tuple[list[TrainVolume]
     """The scans to train on and to validate on. Raises InputError where one is broken, or in both lists."""
     notes: list[str] = []
     train_set, val_set = (
-        load_volumes(split, request.data_dir, z_truth_max=request.z_truth_max, notes=notes)
-        for split in (request.train_split, request.val_split)
+        load_volumes(split, request.data, z_truth_max=request.z_truth_max, notes=notes)
+        for split in request.splits
     )
     refuse_leaks(train_set, val_set)
+    for volumes, name in ((train_set, "train"), (val_set, "val")):
+        for v in volumes:
+            use = "along z and in plane" if v.trains_along_z else "in plane"
+            use = use if name == "train" else "validates"
+            notes.append(f"{name} {Path(v.name).name}: {len(v.hu)} slices of {v.spacing[0]:.3g} mm, {use}")
     for note in notes:
         report.note(note)
     return train_set, val_set
@@ -94,20 +103,25 @@ def load_vae(name: str) -> tuple[CtVae, ModelFile]:
     return vae, file
 
 
-def planned(loop: LoopConfig, epochs: int | None, *, n_scans: int) -> LoopConfig:
-    """The loop with as many steps as `epochs` are, where they are asked for; whoever makes them."""
-    if epochs is None:
-        return loop
-    samples_a_step = loop.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    return replace(loop, max_steps=max(1, math.ceil(epochs * SAMPLES_A_SCAN * n_scans / samples_a_step)))
+def planned(request: Training, *, n_scans: int) -> LoopConfig:
+    """How long and how fast: as many steps as `epochs` are, where they are asked for, whoever makes them."""
+    steps = request.max_steps or STEPS
+    if request.epochs is not None:
+        samples_a_step = request.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+        steps = max(1, math.ceil(request.epochs * SAMPLES_A_SCAN * n_scans / samples_a_step))
+    return LoopConfig(
+        max_steps=steps, batch_size=request.batch_size, learning_rate=request.lr, warmup_steps=request.warmup_steps,
+        seed=request.seed, validate_every=request.validate_every, save_every=request.save_every,
+        use_amp=request.use_amp, workers=request.workers, device=str(choose_device(request.device)), log=request.log,
+    )  # fmt: skip
 
 
-def card(names: Sequence[str], *, seed: int, init: str | None, init_sha256: str | None) -> dict[str, Any]:
-    """What weights were made from. No folder names: they may name a patient."""
+def card(names: Sequence[str], *, seed: int, init: tuple[str, str] | None = None) -> dict[str, Any]:
+    """What weights were made from; init: name and sha256. No folder names: they may name a patient."""
     return {
         "version": __version__,
         "command": " ".join(["ctsr", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
         "seed": seed,
         "trained_on": sorted(Path(name).name for name in names),
-        "init": None if init is None else {"name": Path(init).name, "sha256": init_sha256},
+        "init": init and {"name": Path(init[0]).name, "sha256": init[1]},
     }

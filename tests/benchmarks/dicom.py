@@ -212,7 +212,7 @@ def bare(source: Path, target: Path) -> float:
     """Scan, read and write in a process of its own, without its start and its imports."""
     script = (
         "import os, sys, time; from pathlib import Path; import nibabel, pydicom, SimpleITK\n"
-        "from ctsr.cli.memory import keep_freed_memory; keep_freed_memory()\n"
+        "from ctsr.cli.machine import keep_freed_memory; keep_freed_memory()\n"
         "from ctsr.io.dicom.read import read_stack; from ctsr.io.dicom.scan import scan\n"
         "from ctsr.io.nifti import write_volume\n"
         "start = time.perf_counter()\n"

@@ -96,7 +96,7 @@ def main() -> None:
     import SimpleITK as sitk
     from scipy.ndimage import zoom
 
-    from ctsr.cli.memory import keep_freed_memory
+    from ctsr.cli.machine import keep_freed_memory
     from ctsr.core.zgrid import ZGrid
     from ctsr.physics.operator import apply_along_z
     from ctsr.physics.zmatrix import interpolation_matrix

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 from rich.text import Text
 
-from ctsr.cli import options
+from ctsr.cli import machine as options
 from ctsr.cli.main import app
 from ctsr.cli.upsample import _bytes
 from ctsr.errors import UsageError

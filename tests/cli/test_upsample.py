@@ -89,7 +89,7 @@ REFUSED = [
     (("--model", "best", *IN), 2, "--model: best is not baseline"),
     (("--model", "cubic", "--checkpoint", "x", *IN), 2, "no meaning"),
     (("--checkpoint", "x", "--project", ".", *IN), 2, "exclude each other"),
-    (("--consistency", "soft", *IN), 2, "hard or off"),
+    (("--consistency", "soft", *IN), 2, "'soft' is not one of 'hard', 'off'"),
     (("--profile", "round", *IN), 2, "--profile: round"),
     (("--profile", "profile.txt", *IN), 2, "three rows"),
     (("--profile", "words.txt", *IN), 2, "profile"),

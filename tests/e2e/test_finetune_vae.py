@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import typer
 
 from ctsr.cli.main import app
 from ctsr.data.volumes import load_volumes
@@ -25,9 +25,9 @@ from ctsr.errors import CtsrError
 from ctsr.infer.vae_tiles import encode_tiled
 from ctsr.models.vae import CtVae, VaeConfig
 from ctsr.train import checkpoint
-from ctsr.train.loop import LoopConfig
 from ctsr.workflows import finetune_vae as workflow
-from ctsr.workflows.training import load_vae
+from ctsr.workflows.requests import FinetuneVae
+from ctsr.workflows.training import Result, load_vae
 from tests.e2e.test_train_baseline import make_project
 from tests.train import tiny
 
@@ -90,18 +90,13 @@ def test_a_run_that_goes_on_measures_its_latents_anew(project):
     np.testing.assert_allclose(latents_of(project, vae).mean(axis=1), 0, atol=1e-4)
 
 
-def run(project: Path, folder: str, told: tiny.Told, *, max_steps: int = 2) -> workflow.Result:
+def run(project: Path, folder: str, told: tiny.Told, *, max_steps: int = 2) -> Result:
     """The workflow, with a signal when `told` says so."""
-    request = workflow.FinetuneVae(
-        data_dir=project / "data",
-        train_split=project / "data/train_files.txt",
-        val_split=project / "data/val_files.txt",
-        output_dir=project / folder,
-        preset="tiny",
-        loop=LoopConfig(max_steps=max_steps, batch_size=1),
-        recipe=replace(tiny.RECIPE, patch=(16, 16, 16)),
-    )
-    told.start = lambda train, val, *, max_steps: None
+    request = FinetuneVae(
+        project=project, output_dir=project / folder, preset="tiny", max_steps=max_steps, batch_size=1,
+        patch_size=(16, 16, 16), device="cpu",
+    )  # fmt: skip
+    told.begin = lambda max_steps: None
     return workflow.finetune_vae(request, report=told, stopping=lambda: nullcontext(told.stop))
 
 
@@ -164,14 +159,13 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(tmp_path):
 def test_it_starts_from_weights_of_its_own_with_their_plan(project):
     finetune(project, *TINY, "--max-steps", "1")
     first = project / "checkpoints/vae/best.safetensors"
-    request = workflow.FinetuneVae(init=str(first))
+    request = FinetuneVae(init=str(first))
     before, file = load_vae(str(first))
-    model, sha256 = workflow._starting_model(request, tiny.Told())
-    assert (model.config, sha256) == (VaeConfig.preset("tiny"), file.sha256)
+    model, made_from = workflow._starting_model(request, tiny.Told())
+    assert (model.config, made_from) == (VaeConfig.preset("tiny"), (str(first), file.sha256))
     for (name, a), b in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
-        assert torch.equal(a, b) != name.startswith("latent_"), (
-            name
-        )  # those are measured when training is done
+        is_measured = name.startswith("latent_")  # when training is done
+        assert torch.equal(a, b) != is_measured, name
     finetune(project, "--init", str(first), "--output-dir", str(project / "fine"), "--max-steps", "1")
     card = load_vae(str(project / "fine/best.safetensors"))[1].card
     assert card["init"] == {"name": "best.safetensors", "sha256": file.sha256}
@@ -218,7 +212,7 @@ held: list = []
 REFUSED = [
     (lambda p: ["--epochs", "1", "--max-steps", "1"], 2, "exclude each other"),
     (lambda p: ["--init", "baseline", "--preset", "tiny"], 2, "--preset and --init exclude each other"),
-    (lambda p: ["--preset", "huge"], 2, "--preset: huge is none of tiny, compact, full, mri"),
+    (lambda p: ["--preset", "huge"], 2, "is not one of .tiny., .compact., .full., .mri."),
     (lambda p: [*TINY, "--patch-size", "8", "16", "16"], 2, r"\(8, 16, 16\) needs 16 voxels a side"),
     (lambda p: [*TINY, "--patch-size", "16", "18", "16"], 2, r"\(16, 18, 16\) is no multiple of \(2, 4, 4\)"),
     (lambda p: [*TINY, "--val-split", str(p / "none.txt")], 2, "none.txt: does not exist"),
@@ -234,7 +228,7 @@ REFUSED = [
 def test_what_cannot_be_trained_is_refused_before_a_step(project, monkeypatch, spoil, code, words):
     monkeypatch.setattr(workflow, "train", lambda *a, **k: pytest.fail("a step was made"))
     try:
-        with pytest.raises(CtsrError, match=words) as told:
+        with pytest.raises((CtsrError, typer.BadParameter), match=words) as told:
             finetune(project, *spoil(project))
     finally:
         while held:

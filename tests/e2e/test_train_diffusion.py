@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from ctsr.cli.main import app
 from ctsr.data.latents import LatentPair
@@ -24,18 +25,20 @@ from ctsr.infer.sampling import Sampling
 from ctsr.infer.vae_tiles import decode_tiled
 from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.train import checkpoint
-from ctsr.train.loop import LoopConfig
 from ctsr.weights.registry import load_model
-from ctsr.workflows.train_diffusion import Result, TrainDiffusion, train_diffusion
+from ctsr.workflows.requests import TrainDiffusion
+from ctsr.workflows.train_diffusion import train_diffusion
+from ctsr.workflows.training import Result
 from tests.train import latents, tiny
 
 SMALL = [
     "--preset", "tiny", "--patch-size", "4", "8", "8", "--batch-size", "2", "--warmup-steps", "2", "--num-steps", "2",
     "--samples", "2", "--device", "cpu", "--threads", "1",
 ]  # fmt: skip
-LOOP = LoopConfig(
-    max_steps=40, batch_size=2, learning_rate=1e-3, warmup_steps=2, validate_every=20, save_every=7
-)
+REQUEST = TrainDiffusion(
+    preset="tiny", patch_size=(4, 8, 8), num_steps=2, samples=2, max_steps=40, batch_size=2, lr=1e-3, warmup_steps=2,
+    validate_every=20, save_every=7, device="cpu",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +77,10 @@ class Told(tiny.Told):
         self.metrics.append(dict(metrics))
 
 
-def run(
-    project: Path, *, stop_at: int | None = None, loop: LoopConfig = LOOP, **changes
-) -> tuple[Result, Told]:
+def run(project: Path, *, stop_at: int | None = None, **changes) -> tuple[Result, Told]:
     """The workflow in a project folder."""
     told = Told(stop_at)
-    request = TrainDiffusion(
-        latent_dir=project / "latents",
-        train_split=project / "data/train_files.txt",
-        val_split=project / "data/val_files.txt",
-        output_dir=project / "checkpoints/diffusion",
-        vae_checkpoint=str(project / "checkpoints/vae/best.safetensors"),
-        preset="tiny",
-        patch=(4, 8, 8),
-        sampling=Sampling(num_steps=2, samples=2),
-        loop=loop,
-    )
-    request = replace(request, **changes)
+    request = replace(REQUEST, project=project, **changes)
     return train_diffusion(request, report=told, stopping=lambda: nullcontext(told.stop)), told
 
 
@@ -107,27 +97,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_both_commands_need_a_project_alone(project, capsys):
     shutil.rmtree(project / "latents")
-    command = [
-        "encode-latents",
-        "--project",
-        str(project),
-        "--device",
-        "cpu",
-        "--factors",
-        "2,3",
-        "--threads",
-        "1",
-    ]
-    app(command, standalone_mode=False)
+    command = f"encode-latents --project {project} --device cpu --factors 2,3 --threads 1"
+    app(command.split(), standalone_mode=False)
     assert f"{project / 'latents'}: 12 pairs of 3 scans encoded\n" in capsys.readouterr().out
     train(project, "--max-steps", "2")
     folder = project / "checkpoints/diffusion"
-    assert {p.name for p in folder.iterdir()} >= {
-        "best.safetensors",
-        "last.safetensors",
-        "metrics.jsonl",
-        "regression",
-    }
+    left = {p.name for p in folder.iterdir()}
+    assert left >= {"best.safetensors", "last.safetensors", "metrics.jsonl", "regression"}
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith(f"{folder}: 2 steps, best ")
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["cubic", "stage", "diffusion", "one"]
@@ -188,8 +164,7 @@ def test_a_loss_is_in_hu_and_begins_at_one(made, unbroken):
 
 
 def test_it_learns_to_denoise(project):
-    loop = replace(LOOP, max_steps=150, validate_every=150, warmup_steps=10)
-    _, told = run(project, loop=loop, patch=(8, 8, 8))
+    _, told = run(project, max_steps=150, validate_every=150, warmup_steps=10, patch_size=(8, 8, 8))
     regression, last = told.metrics
     assert regression["denoising_error"] == pytest.approx(1, abs=0.05)  # after 7 steps
     assert last["denoising_error"] < 0.85
@@ -204,8 +179,7 @@ def test_it_learns_to_denoise(project):
     ids=["published", "given"],
 )
 def test_a_schedule_that_is_known_needs_no_regression(project, changes, kappa, width):
-    loop = replace(LOOP, max_steps=1, validate_every=1)
-    _, told = run(project, loop=loop, **changes, gradient_checkpointing=True)
+    _, told = run(project, max_steps=1, validate_every=1, **changes, gradient_checkpointing=True)
     assert told.lengths == [1]
     folder = project / "checkpoints/diffusion"
     file = checkpoint.read(folder)
@@ -218,13 +192,13 @@ def test_a_longer_run_keeps_its_schedule(project):
     """Of 40 steps 2 are taken for the regression, of 60 it would be 3."""
     run(project)
     before = checkpoint.read(project / "checkpoints/diffusion").card["schedule"]
-    result, told = run(project, loop=replace(LOOP, max_steps=60))
+    result, told = run(project, max_steps=60)
     assert (result.outcome.step, told.lengths) == (60, [60])
     assert checkpoint.read(project / "checkpoints/diffusion").card["schedule"] == before
 
 
 def test_epochs_count_samples_of_scans(project):
-    _, told = run(project, loop=replace(LOOP, batch_size=64, validate_every=100), kappa=1.0, epochs=1)
+    _, told = run(project, batch_size=64, validate_every=100, kappa=1.0, max_steps=None, epochs=1)
     assert told.lengths == [8]  # 256 from each of two
 
 
@@ -281,48 +255,40 @@ def test_what_does_not_fit_is_refused_before_any_step(project, case):
     ids=" ".join,
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(made, options):
-    with pytest.raises(CtsrError) as error:
+    with pytest.raises((CtsrError, typer.BadParameter)) as error:
         train(made, *options)
     assert error.value.exit_code == 2
 
 
 def test_scans_without_latents_are_told_and_passed_by(project):
     shutil.rmtree(project / "latents/scan2.nii.gz")
-    _, told = run(project, loop=replace(LOOP, max_steps=1, validate_every=1), kappa=1.0)
+    _, told = run(project, max_steps=1, validate_every=1, kappa=1.0)
     assert any("1 of 2 scans in" in note and "scan2.nii.gz" in note for note in told.notes)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(project):
     with pytest.raises(TrainingDiverged) as error:
-        run(project, kappa=1.0, loop=replace(LOOP, learning_rate=1e30, warmup_steps=0))
+        run(project, kappa=1.0, lr=1e30, warmup_steps=0)
     assert error.value.exit_code == 8
     assert checkpoint.read(project / "checkpoints/diffusion").card["training"]["step"] < 40
 
 
 def test_other_settings_are_another_run(project):
-    loop = replace(LOOP, max_steps=1, validate_every=1)
-    run(project, loop=loop, kappa=1.0)
-    for changes in ({"kappa": 1.5}, {"patch": (2, 8, 8)}, {"guidance_dropout": 0.2}, {"model_channels": 8}):
+    run(project, max_steps=1, validate_every=1, kappa=1.0)
+    for changes in (
+        {"kappa": 1.5}, {"patch_size": (2, 8, 8)}, {"guidance_dropout": 0.2}, {"model_channels": 8}
+    ):  # fmt: skip
         with pytest.raises(CtsrError, match="was trained with other settings") as error:
-            run(project, loop=replace(loop, max_steps=2), **({"kappa": 1.0} | changes))
+            run(project, max_steps=2, validate_every=1, **({"kappa": 1.0} | changes))
         assert error.value.exit_code == 2
     assert LatentUNetConfig.preset("tiny").model_channels == 12
 
 
 def test_two_processes_agree_on_the_schedule(project):
     """Under torchrun, the regression included: each trains with what the first one measured."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "ctsr",
-    ]
-    command += ["train-diffusion", "--project", str(project), *SMALL, "--max-steps", "20"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m ctsr train-diffusion --max-steps 20"
+    command = [*launch.split(), "--project", str(project), *SMALL]
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     folder = project / "checkpoints/diffusion"
     assert checkpoint.read(folder).card["run"]["processes"] == 2

@@ -9,8 +9,9 @@ import torch
 
 from ctsr.models import zoo
 from ctsr.models.vae import CtVae, VaeConfig
-from ctsr.workflows.encode_latents import EncodeLatents, encode_latents
+from ctsr.workflows.encode_latents import encode_latents
 from ctsr.workflows.folder import Report
+from ctsr.workflows.requests import EncodeLatents
 from tests.io.make import affine_of, nifti, put
 from tests.train import tiny
 
@@ -37,18 +38,12 @@ def vae_file(folder: Path, *, seed: int = 0) -> Path:
         vae = CtVae(VaeConfig.preset("tiny"))
     path = folder / "checkpoints/vae/best.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zoo.pack("vae", vae.config.to_dict(), vae.state_dict(), card={"seed": seed}))
+    card = {"seed": seed, "latents": {"scans": 2}}
+    path.write_bytes(zoo.pack("vae", vae.config.to_dict(), vae.state_dict(), card=card))
     return path
 
 
 def encode(project: Path, report: Report | None = None, **changes: object) -> list[dict[str, object]]:
     """`encode-latents` in the project: one pair for each of two factors, unless told otherwise."""
-    places = {
-        "data_dir": project / "data",
-        "output_dir": project / "latents",
-        "vae_checkpoint": str(project / "checkpoints/vae/best.safetensors"),
-    }
-    asked = {"factors": (2, 3), "variants": 1, "device": "cpu", "dtype": "fp32"} | changes
-    shard = asked.pop("shard", None)
-    request = EncodeLatents(**{**places, **asked})  # type: ignore[arg-type]
-    return encode_latents(request, report=report or Report(), shard=shard)  # type: ignore[arg-type]
+    asked = {"factors": "2,3", "variants": 1, "device": "cpu", "dtype": "fp32"} | changes
+    return encode_latents(EncodeLatents(project=project, **asked), report=report or Report())  # type: ignore[arg-type]

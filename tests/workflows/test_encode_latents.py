@@ -109,6 +109,16 @@ def test_latents_of_another_autoencoder_are_refused_before_any_work(project, tmp
         latents.encode(project, vae_checkpoint=str(tmp_path / "none"))
 
 
+def test_an_autoencoder_whose_latents_were_not_measured_is_refused(project, tmp_path):
+    """A training that was stopped leaves such a file, with mean 0 and deviation 1."""
+    path = latents.vae_file(tmp_path)
+    file = zoo.unpack(path.read_bytes(), str(path))
+    path.write_bytes(zoo.pack("vae", file.config, file.tensors, card={}))
+    with pytest.raises(WeightsError, match=r"latents were not measured: .*\(ctsr finetune-vae") as error:
+        latents.encode(project, output_dir=tmp_path, vae_checkpoint=str(path))
+    assert error.value.exit_code == 5
+
+
 def test_two_stage_ones_share_a_folder_where_neither_has_seen_its_scans(project, tmp_path):
     data = project / "data"
     one, two = (
@@ -120,7 +130,7 @@ def test_two_stage_ones_share_a_folder_where_neither_has_seen_its_scans(project,
     def encode(scan: str, stage_one: str) -> None:
         listed = data / f"{scan}.txt"
         listed.write_text(f"{scan}.nii.gz\n")
-        latents.encode(project, output_dir=out, file_list=listed, stage_one=stage_one, factors=(2,))
+        latents.encode(project, output_dir=out, file_list=listed, stage_one=stage_one, factors="2")
 
     encode("scan1", one)
     encode("scan2", two)
@@ -139,7 +149,7 @@ def test_thick_scans_are_left_out_and_broken_ones_do_not_stop_the_rest(project, 
     (project / "data/broken.nii.gz").write_bytes(b"nothing")
     said: list[str] = []
     rows = latents.encode(
-        project, Report(warn=said.append), output_dir=tmp_path, file_list=listed, factors=(2, 8), variants=1
+        project, Report(warn=said.append), output_dir=tmp_path, file_list=listed, factors="2,8", variants=1
     )
     assert [(r["case"], r["status"]) for r in rows] == [("scan1.nii.gz", "ok"), ("broken.nii.gz", "failed")]
     assert rows[1]["code"] == 3
@@ -150,12 +160,10 @@ def test_thick_scans_are_left_out_and_broken_ones_do_not_stop_the_rest(project, 
     assert "1 mm apart" in str(rows[0]["reason"])
 
 
-@pytest.mark.parametrize(
-    "asked", [{"factors": (1, 2)}, {"factors": (9,)}, {"factors": ()}, {"dtype": "int8"}]
-)
-def test_what_cannot_be_asked_for(project, asked):
-    with pytest.raises(UsageError):
-        latents.encode(project, **asked)
+@pytest.mark.parametrize("factors", ["1,2", "9", "", "2.5", "2,x"])
+def test_what_cannot_be_asked_for(project, factors):
+    with pytest.raises(UsageError, match="no whole numbers in 2…8"):
+        latents.encode(project, factors=factors)
 
 
 def test_a_record_names_no_folder(project):

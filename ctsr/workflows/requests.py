@@ -1,0 +1,229 @@
+"""What the trainings and `encode-latents` can be asked: each field is an option, its default the command's.
+
+Knows no torch, so that --help can read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ctsr.errors import UsageError
+from ctsr.infer.sampling import SAMPLERS, Sampling
+from ctsr.workflows import options as o
+from ctsr.workflows.options import option
+
+__all__ = ["EncodeLatents", "FinetuneVae", "ScanTraining", "TrainBaseline", "TrainDiffusion", "Training"]
+
+Triple = tuple[int, int, int]
+FACTORS = [str(factor) for factor in range(2, 9)]
+z_truth_max = partial(
+    option, 1.5, "Scans up to this slice spacing (mm) train along z.", advanced=True, min=0.05
+)
+vae_checkpoint = partial(
+    option,
+    None,
+    "From finetune-vae; default: checkpoints/vae/best.safetensors of the project.",
+    metavar="PATH",
+)
+patch_size = partial(option, metavar="D H W")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProject:
+    """What is not given lies in a project folder."""
+
+    data_dir: Path | None = option(None, "Thin scans and their lists; default: data/ of the project.")
+    project: Path | None = o.project()
+    device: str = o.device()
+    seed: int = o.seed()
+    threads: int | None = o.threads()
+
+    def place(self, given: Path | None, *parts: str) -> Path:
+        """The place that was given, else the one in the project."""
+        return given or (self.project or Path()).joinpath(*parts)
+
+    @property
+    def data(self) -> Path:
+        """The folder of scans and of the lists of them."""
+        return self.place(self.data_dir, "data")
+
+    def vae(self, given: str | None) -> str:
+        """The file of the autoencoder, or its name."""
+        return given or str(self.place(None, "checkpoints", "vae", "best.safetensors"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training(InProject):
+    """What all trainings can be asked. patch_size: (D, H, W)."""
+
+    kind: ClassVar[str]
+    smallest_side: ClassVar[int] = 16  # of a patch
+
+    train_split: Path | None = option(
+        None, "List of scans to train on; default: train_files.txt of the data."
+    )
+    val_split: Path | None = option(
+        None, "List of scans that choose the best; default: val_files.txt of the data."
+    )
+    output_dir: Path | None = option(None, "Default: a folder in checkpoints/ of the project.")
+    max_steps: int | None = option(
+        None, "Steps in all; 20000 where neither this nor --epochs is given.", min=1
+    )
+    epochs: int | None = option(None, "Instead of --max-steps: 256 samples from each scan are one.", min=1)
+    batch_size: int = option(4, "Samples a step (a process).", min=1)
+    patch_size: Triple
+    resume: Literal["auto", "no"] = option(
+        "auto", "Go on where the folder's last run stopped, or start afresh."
+    )
+    lr: float = option(2e-4, "Peak learning rate.", min=1e-8, max=1.0)
+    warmup_steps: int = option(300, "Steps to the peak rate.", advanced=True, min=0)
+    validate_every: int = option(2000, "Steps between validations.", advanced=True, min=1)
+    save_every: int = 100
+    use_amp: bool = option(False, "Mixed precision (bfloat16).", advanced=True)
+    gradient_checkpointing: bool = option(False, "Less memory, more time.", advanced=True)
+    log: Literal["tensorboard", "none"] = option("none", "Where the curves go as well.", advanced=True)
+    workers: int = o.workers()
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.epochs is not None:
+            raise UsageError("--max-steps and --epochs exclude each other")
+        if min(self.patch_size) < self.smallest_side:
+            raise UsageError(
+                f"--patch-size: {self.patch_size} needs {self.smallest_side} voxels a side at least"
+            )
+
+    @property
+    def splits(self) -> tuple[Path, Path]:
+        """The lists to train on and to validate on."""
+        data = self.data
+        return self.train_split or data / "train_files.txt", self.val_split or data / "val_files.txt"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its files."""
+        return self.place(self.output_dir, "checkpoints", self.kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanTraining(Training):
+    """What a training on scans can be asked."""
+
+    z_truth_max: float = z_truth_max()
+    init: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBaseline(ScanTraining):
+    """What `train-baseline` can be asked."""
+
+    kind = "baseline"
+
+    output_dir: Path | None = option(None, "Default: checkpoints/baseline/ of the project.")
+    patch_size: Triple = patch_size((40, 96, 96), "Thin voxels of a pair.")
+    init: str | None = option(None, "Start from these weights: baseline (shipped) or a .safetensors file.")
+    lr: float = option(8e-4, "Peak learning rate.", min=1e-8, max=1.0)
+    validate_every: int = option(500, "Steps between validations.", advanced=True, min=1)
+
+
+INIT = (
+    "Weights to start from: none, mri-autoencoder (ctsr download-weights), or a .safetensors file of this command or "
+    "of a 2D autoencoder in the layout of diffusers, whose plan it takes."
+)
+KL = "Of the mean KL beside a mean error in 1000 HU; default: 1e-6 × latent channels / voxels of a block."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneVae(ScanTraining):
+    """What `finetune-vae` can be asked."""
+
+    kind = "vae"
+
+    output_dir: Path | None = option(None, "Default: checkpoints/vae/ of the project.")
+    batch_size: int = option(2, "Samples a step (a process).", min=1)
+    patch_size: Triple = patch_size((32, 64, 64), "Voxels of a sample.")
+    init: str | None = option("none", INIT)
+    preset: Literal["tiny", "compact", "full", "mri"] | None = option(
+        None, "Default: compact, or what --init has."
+    )
+    kl_weight: float | None = option(None, KL, min=0.0, max=1.0)
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)
+        if self.init not in (None, "none") and self.preset is not None:
+            raise UsageError("--preset and --init exclude each other: the weights bring their plan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDiffusion(Training):
+    """What `train-diffusion` can be asked; its patches are counted in latent voxels."""
+
+    kind = "diffusion"
+    smallest_side = 1
+
+    latent_dir: Path | None = option(None, "From encode-latents; default: latents/ of the project.")
+    output_dir: Path | None = option(None, "Default: checkpoints/diffusion/ of the project.")
+    vae_checkpoint: str | None = vae_checkpoint()
+    preset: Literal["tiny", "compact", "full"] = option("compact", "How large the network is.")
+    batch_size: int = option(6, "Samples a step (a process).", min=1)
+    patch_size: Triple = patch_size((8, 24, 24), "Latent voxels of a sample.")
+    num_steps: int = option(15, "Diffusion steps of a validation.", min=1, max=1000)
+    samples: int = option(4, "Samples whose mean a validation scores.", min=1, max=64)
+    sampler: str = option("multistep", f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}.")
+    schedule: Literal["ctsr", "published"] = option(
+        "ctsr", "published: ResShift's constants, κ = 2.", advanced=True
+    )
+    kappa: float | None = option(
+        None, "Noise, in residuals; default: measured.", advanced=True, min=0.01, max=100
+    )
+    model_channels: int | None = option(None, "Instead of the preset's.", advanced=True, min=4, max=512)
+    guidance_dropout: float = option(0.1, "Share without stage one.", advanced=True, min=0, max=0.9)
+    warmup_steps: int = option(500, "Steps to the peak rate.", advanced=True, min=0)
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)
+        if self.kappa is not None and self.schedule == "published":
+            raise UsageError("--kappa and --schedule published exclude each other")
+        _ = self.sampling  # refuses what is no sampler
+
+    @property
+    def sampling(self) -> Sampling:
+        """What a validation draws."""
+        return Sampling(sampler=self.sampler, num_steps=self.num_steps, samples=self.samples)
+
+    @property
+    def latents(self) -> Path:
+        """The folder of latents."""
+        return self.place(self.latent_dir, "latents")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeLatents(InProject):
+    """What `encode-latents` can be asked. An autoencoder knows no flip by itself: hence the variants."""
+
+    file_list: Path | None = option(None, "Default: train_files.txt and val_files.txt of the data.")
+    output_dir: Path | None = option(None, "Default: latents/ of the project.")
+    vae_checkpoint: str | None = vae_checkpoint()
+    stage_one: str = option(
+        "baseline",
+        "The network whose results the diffusion will refine; best one that never saw these scans.",
+        metavar="NAME|PATH",
+    )
+    factors: str = option("2,3,4,5", "How much thicker the simulated slices are, 2 to 8.", metavar="F,F…")
+    variants: int = option(2, "Of each scan and factor: other thicknesses and flips.", min=1, max=64)
+    skip_existing: bool = o.skip_existing()
+    overwrite: bool = o.overwrite()
+    shard: str | None = o.shard()
+    dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", "Of the stored latents.", advanced=True)
+    z_truth_max: float = z_truth_max()
+
+    def __post_init__(self) -> None:
+        if not all(word in FACTORS for word in self.factors.split(",")):
+            raise UsageError(f"--factors: {self.factors} are no whole numbers in 2…8 with commas between")
+
+    @property
+    def latents(self) -> Path:
+        """The folder of latents."""
+        return self.place(self.output_dir, "latents")
