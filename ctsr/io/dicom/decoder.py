@@ -16,7 +16,6 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ class Codestream:
 def codestream(frame: bytes) -> Codestream:
     """The header of a JPEG, JPEG-LS or JPEG 2000 codestream; raises DecodeError where there is none."""
     try:
-        start = frame[:4096].find(
-            b"\xff\x4f\xff\x51"
-        )  # SOC and SIZ; some writers put a JP2 file's boxes before
+        start = frame[:4096].find(b"\xff\x4f\xff\x51")  # SOC and SIZ; a JP2 file's boxes may stand before
         return _jpeg_2000(frame, start) if start >= 0 else _jpeg(frame)
     except (struct.error, IndexError):
         raise DecodeError("compressed data hold no header of a codestream") from None
@@ -96,15 +93,11 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    cast(BinaryIO, pipe).close()
+            with contextlib.suppress(OSError):
+                self._process.communicate()
         self._folder.cleanup()
 
     def decode(self, frame: bytes, syntax: str, found: Codestream, out: np.ndarray) -> None:
@@ -112,78 +105,54 @@ class Decoder:
         path = Path(self._folder.name, "frame.dcm")
         path.write_bytes(_minimal_file(frame, syntax, found))
         if self._process is None:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    __file__,
-                    str(path),
-                ],  # -P: the modules beside this one are not to be found
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
+            # -P: the modules beside this one are not to be found
+            command = [sys.executable, "-P", __file__, str(path)]
+            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
         process = self._process
+        asks, answers = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
         watch = threading.Timer(_SECONDS_PER_FRAME + _SECONDS_PER_PIXEL * out.size, process.kill)
         watch.start()
         try:
-            cast(BinaryIO, process.stdin).write(b"\n")
-            answer = _read(cast(BinaryIO, process.stdout), 4)
-            n_bytes = struct.unpack("<I", answer)[0]
-            if n_bytes == out.nbytes:
-                out[...] = _as_array(_read(cast(BinaryIO, process.stdout), n_bytes), out)
-        except (OSError, EOFError):
+            asks.write(b"\n")
+            asks.flush()
+            (n_bytes,) = struct.unpack("<I", answers.read(4))
+            values = answers.read(n_bytes) if n_bytes == out.nbytes else b""
+        except (OSError, struct.error):
             raise DecodeError("the decoder broke down on the compressed data") from None
         finally:
             watch.cancel()
         if n_bytes != out.nbytes:
             raise DecodeError("the compressed data can't be decoded")
-
-
-def _read(pipe: BinaryIO, n_bytes: int) -> bytes:
-    data = bytearray()
-    while len(data) < n_bytes:
-        if not (part := pipe.read(n_bytes - len(data))):
-            raise EOFError
-        data += part
-    return bytes(data)
-
-
-def _as_array(data: bytes, like: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return np.frombuffer(data, dtype="<u2").view(like.dtype).reshape(like.shape)
+        if len(values) < n_bytes:
+            raise DecodeError("the decoder broke down on the compressed data")
+        out.data.cast("B")[:] = values  # 16 bits, little endian, as every machine here
 
 
 def _minimal_file(frame: bytes, syntax: str, found: Codestream) -> bytes:
     """A secondary capture, explicit little endian but for the frame, with no more than decoding needs."""
-    capture, uid = b"1.2.840.10008.5.1.4.1.1.7", b"2.25.1"
+    capture, uid, bits = b"1.2.840.10008.5.1.4.1.1.7", b"2.25.1", found.precision
 
-    def element(group: int, number: int, vr: bytes, value: bytes | int) -> bytes:
-        if isinstance(value, int):
-            value = struct.pack("<H", value)
-        value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
-        size = (
-            struct.pack("<H", len(value)) if vr not in (b"OB", b"OW") else struct.pack("<HI", 0, len(value))
-        )
-        return struct.pack("<HH", group, number) + vr + size + value
+    def elements(group: int, values: dict[int, bytes | int]) -> bytes:
+        data = b""
+        for number, value in values.items():
+            vr = b"US" if isinstance(value, int) else b"CS" if group == 0x28 else b"UI"
+            stored = struct.pack("<H", value) if isinstance(value, int) else value
+            stored += (b" " if vr == b"CS" else b"\0") * (len(stored) % 2)
+            data += struct.pack("<HH2sH", group, number, vr, len(stored)) + stored
+        return data
 
-    meta = element(2, 2, b"UI", capture) + element(2, 3, b"UI", uid)
-    meta += element(2, 0x10, b"UI", syntax.encode())
-    allocated = 8 if found.precision <= 8 else 16
-    body = element(8, 0x16, b"UI", capture) + element(8, 0x18, b"UI", uid)
-    body += element(0x28, 2, b"US", 1) + element(0x28, 4, b"CS", b"MONOCHROME2")
-    body += element(0x28, 0x10, b"US", found.height) + element(0x28, 0x11, b"US", found.width)
-    body += element(0x28, 0x100, b"US", allocated) + element(0x28, 0x101, b"US", found.precision)
-    body += element(0x28, 0x102, b"US", found.precision - 1) + element(
-        0x28, 0x103, b"US", int(found.is_signed)
-    )
+    meta = elements(2, {2: capture, 3: uid, 0x10: syntax.encode()})
+    body = elements(8, {0x16: capture, 0x18: uid})
+    body += elements(0x28, {2: 1, 4: b"MONOCHROME2", 0x10: found.height, 0x11: found.width})
+    allocated = 8 if bits <= 8 else 16
+    body += elements(0x28, {0x100: allocated, 0x101: bits, 0x102: bits - 1, 0x103: int(found.is_signed)})
+    body += struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF)
     frame += b"\0" * (len(frame) % 2)
-    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF)
-    pixels += struct.pack("<HHI", 0xFFFE, 0xE000, 0)  # an empty offset table
-    pixels += struct.pack("<HHI", 0xFFFE, 0xE000, len(frame)) + frame + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-    return b"\0" * 128 + b"DICM" + element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta + body + pixels
+    for item, value in ((0xE000, b""), (0xE000, frame), (0xE0DD, b"")):  # the first: an empty offset table
+        body += struct.pack("<HHI", 0xFFFE, item, len(value)) + value
+    length = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta))
+    return b"\0" * 128 + b"DICM" + length + meta + body
 
 
 def _serve(path: str) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctsr.errors import InputError
-from ctsr.io.dicom.attributes import Attributes, public_copy
+from ctsr.io.dicom.header import EXPLICIT
+from ctsr.io.dicom.pixels import is_lossy
 from ctsr.io.dicom.records import Stack
+from ctsr.io.dicom.sidecar import UNPAIRED
 
 if TYPE_CHECKING:
+    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
 __all__ = ["CT_IMAGE", "IMPLEMENTATION", "Derivation", "Headers"]
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 IMPLEMENTATION = "2.25.203410337812284907162953281640733259077"  # ctsr's own, the same for ever
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 81)}
-_PERHAPS_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (91, 203)}  # JPEG 2000 and HTJ2K: the tag alone tells
-
 # what every slice of the series takes from the first slice of the source
 _SERIES = """
     SpecificCharacterSet TimezoneOffsetFromUTC LongitudinalTemporalInformationModified
@@ -68,14 +69,25 @@ _AT_LEAST_EMPTY = """
     ReferringPhysicianName PositionReferenceIndicator AcquisitionNumber KVP PatientPosition
 """
 _TRIAL_AT_LEAST_EMPTY = "ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName"  # in a trial
-# PS3.16 annex L, as dciodvfy has it: Laterality must not be there; for any other it must, if only empty
-_UNPAIRED = """
-    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS
-    CIRCLEOFWILLIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER HEAD HEADNECK HEART
-    ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN
-    NECKCHESTABDPELV NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM
-    STOMACH THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY
-"""
+_IN_ENHANCED = {  # classic integer strings that multi-frame objects hold as binary numbers
+    "ExposureTime": "ExposureTimeInms",
+    "XRayTubeCurrent": "XRayTubeCurrentInmA",
+    "Exposure": "ExposureInmAs",
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+}
+# what pydicom raises on bytes that are no such value, on sequences that end too early, and on private tags
+_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, NotImplementedError, EOFError, OSError)
+_AGE = re.compile(r"\d{3}[DWMY]")
+_TEXTS = {
+    "PN",
+    "LO",
+    "SH",
+    "ST",
+    "LT",
+    "UC",
+    "UT",
+    None,
+}  # in a character set; None: of implicit VR, or unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +120,8 @@ class Derivation:
         weights = f"weights sha256 {self.weights_sha256}" if self.weights_sha256 else "no weights"
         residual = ""
         if self.residual_mean_hu is not None and self.residual_max_hu is not None:
-            residual = (
-                f" Thickened again they differ from the source by {self.residual_mean_hu:.3g} HU in the mean and "
-                f"{self.residual_max_hu:.3g} HU at most."
-            )
+            figures = f"{self.residual_mean_hu:.3g} HU in the mean and {self.residual_max_hu:.3g} HU at most"
+            residual = f" Thickened again they differ from the source by {figures}."
         text = (
             f"Thin slices computed from thick ones by ctsr {self.version}, model {self.model}, {weights}, factor "
             f"{self.factor:g}; source slices {self.source_thickness:g} mm thick, {self.source_spacing:g} mm apart."
@@ -143,7 +153,7 @@ class Headers:
         self.warnings: list[str] = []
         self._like, self._grid, self._shape, self._told, self._uids = like, grid, shape, derivation, uids
         self._time = content_time
-        self._sources = [Attributes(s) for s in like.slices]
+        self._sources = [_in_a_character_set(s.header) for s in like.slices]
         self._at = np.array([s.position @ grid[:3, 2] for s in like.slices]) / np.linalg.norm(grid[:3, 2])
         self._series = self._series_part(padding_value, series_number, new_uid)
 
@@ -159,8 +169,11 @@ class Headers:
         position = self._grid[:3, 3] + k * self._grid[:3, 2]
         along = float(position @ self._grid[:3, 2] / np.linalg.norm(self._grid[:3, 2]))
         near = np.argsort(np.abs(self._at - along), kind="stable")
-        self._copy(out, _NEAREST, self._sources[near[0]])
-        self._window(out, self._sources[near[0]])
+        nearest = self._sources[near[0]]
+        _copy(out, _NEAREST, nearest)
+        centres, widths = (np.atleast_1d(_value(nearest, name)) for name in ("WindowCenter", "WindowWidth"))
+        if len(centres) == len(widths) and all(w is not None and w >= 1 for w in widths):
+            _copy(out, _WINDOW, nearest)
         self._references(out, sorted(near[: 2 * self._told.support].tolist()))
         if self._time is not None:
             out.ContentDate, out.ContentTime = self._time.strftime("%Y%m%d"), self._time.strftime("%H%M%S")
@@ -171,7 +184,7 @@ class Headers:
         out.file_meta = FileMetaDataset()
         out.file_meta.MediaStorageSOPClassUID = UID(CT_IMAGE)
         out.file_meta.MediaStorageSOPInstanceUID = UID(image_uid)
-        out.file_meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)
+        out.file_meta.TransferSyntaxUID = UID(EXPLICIT)
         out.file_meta.ImplementationClassUID = UID(IMPLEMENTATION)
         out.file_meta.ImplementationVersionName = f"CTSR_{self._told.version.replace('.', '_')}"[:16]
         buffer = io.BytesIO()
@@ -189,35 +202,43 @@ class Headers:
         """What is the same in every slice."""
         from pydicom.dataset import Dataset
 
-        told, first, grid = self._told, self._sources[0], self._grid
-        spacing = np.linalg.norm(grid[:3, :3], axis=0)
+        told, sources, grid = self._told, self._sources, self._grid
+        first, spacing = sources[0], np.linalg.norm(grid[:3, :3], axis=0)
         out = Dataset()
-        self._copy(out, _SERIES, first)
-        self._copy(out, " ".join(filter(self._is_common, _COMMON.split())), first)
-        if first.value("PatientIdentityRemoved") and any(map(first.value, _DEIDENTIFIED.split())):
-            self._copy(out, f"PatientIdentityRemoved {_DEIDENTIFIED}", first)
-        if any(s.value("BurnedInAnnotation") == "YES" for s in self._sources):
+        _copy(out, _SERIES, first)
+        for keyword in _COMMON.split():
+            value = _value(first, keyword)
+            if all(_value(s, keyword) == value for s in sources):
+                _copy(out, keyword, first)
+        if _find(first, "PatientIdentityRemoved") and any(_find(first, k) for k in _DEIDENTIFIED.split()):
+            _copy(out, f"PatientIdentityRemoved {_DEIDENTIFIED}", first)
+        if any(_value(s, "BurnedInAnnotation") == "YES" for s in sources):
             out.BurnedInAnnotation = "YES"
         for keyword, what in (("StudyInstanceUID", "study"), ("FrameOfReferenceUID", "frame of reference")):
             if keyword not in out:
                 setattr(out, keyword, new_uid(what))
                 self.warnings.append(f"the source names no {what}: a new one is written")
-        if out.get("BodyPartExamined") in _UNPAIRED.split():
+        if out.get("BodyPartExamined") in UNPAIRED.split():
             out.pop("Laterality", None)
-        elif "Laterality" not in out:
-            out.Laterality = None
+        else:
+            _fill(out, "Laterality")
         if "ClinicalTrialSponsorName" in out:
             _fill(out, _TRIAL_AT_LEAST_EMPTY)
-        self._compression(out)
+        # 01 once any source was compressed with loss, 00 only where every one says that it was not
+        lossy = [source for s, source in zip(self._like.slices, sources, strict=True) if is_lossy(s)]
+        if lossy:
+            out.LossyImageCompression = "01"
+            _copy(out, "LossyImageCompressionRatio LossyImageCompressionMethod", lossy[0])
+        elif all(_value(s, "LossyImageCompression") == "00" for s in sources):
+            out.LossyImageCompression = "00"
 
         out.SOPClassUID, out.Modality, out.ContentQualification = CT_IMAGE, "CT", "RESEARCH"
         out.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        number = min(int(first.value("SeriesNumber") or 0) + 1000, (1 << 31) - 1)
+        number = min(int(_value(first, "SeriesNumber") or 0) + 1000, (1 << 31) - 1)
         out.SeriesNumber = number if series_number is None else series_number
-        name = f"{str(first.value('SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
+        name = f"{str(_value(first, 'SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
         out.SeriesDescription = name.strip()
-        out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(told.model, 64)
-        out.SoftwareVersions = told.version
+        _name_ctsr(out, told)
         if told.weights_sha256:
             out.DeviceSerialNumber = told.weights_sha256  # 64 characters, as many as fit
         out.DerivationDescription = told.describe()
@@ -225,7 +246,7 @@ class Headers:
         if told.is_tilt_removed:
             out.DerivationCodeSequence.append(_code("113072", "Multiplanar reformatting"))
             out.GantryDetectorTilt = 0
-        out.ContributingEquipmentSequence = self._equipment(first)
+        out.ContributingEquipmentSequence = _equipment(first, told)
 
         out.SliceThickness = _decimals([told.slice_thickness])[0]
         out.SpacingBetweenSlices = _decimals([spacing[2]])[0]
@@ -239,51 +260,13 @@ class Headers:
             out.add_new("PixelPaddingValue", "SS", padding_value)  # by name pydicom could not tell US from SS
         return out
 
-    def _copy(self, out: Dataset, keywords: str, source: Attributes) -> None:
-        """Copy what the source has, in an element of its own; numbers in their shortest form."""
-        for keyword in keywords.split():
-            if (element := source.find(keyword)) is not None:
-                value, kind = element.value, element.VR
-                if element.keyword != keyword:
-                    value, kind = round(value), "IS"
-                elif kind == "SQ":
-                    value = [public_copy(item) for item in value]
-                elif kind == "DS":  # longer than 16 characters in files of more than one writer
-                    value = _decimals(np.atleast_1d(value))
-                out.add_new(keyword, kind, value)
-
-    def _is_common(self, keyword: str) -> bool:
-        values = [s.value(keyword) for s in self._sources]
-        return all(v == values[0] for v in values)
-
-    def _window(self, out: Dataset, source: Attributes) -> None:
-        """The source's window, if it is one: a width below 1 is none."""
-        centres, widths = (np.atleast_1d(source.value(k)) for k in ("WindowCenter", "WindowWidth"))
-        if len(centres) == len(widths) and all(w is not None and w >= 1 for w in widths):
-            self._copy(out, _WINDOW, source)
-
-    def _compression(self, out: Dataset) -> None:
-        """01 once any source was compressed with loss, 00 only where every one says that it was not."""
-        tags = [s.value("LossyImageCompression") for s in self._sources]
-        syntaxes = [s.transfer_syntax for s in self._like.slices]
-        is_lossy = [
-            tag == "01" or syntax in _LOSSY or (syntax in _PERHAPS_LOSSY and tag != "00")
-            for tag, syntax in zip(tags, syntaxes, strict=True)
-        ]
-        if any(is_lossy):
-            out.LossyImageCompression = "01"
-            source = self._sources[is_lossy.index(True)]
-            self._copy(out, "LossyImageCompressionRatio LossyImageCompressionMethod", source)
-        elif set(tags) == {"00"}:
-            out.LossyImageCompression = "00"
-
     def _references(self, out: Dataset, near: Sequence[int]) -> None:
         """The source images of a slice, if they have UIDs: an object once, with its frames."""
         from pydicom.dataset import Dataset
 
         frames: dict[tuple[str, str], list[int]] = {}
         for i in near:
-            kind, uid = (str(self._sources[i].value(k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
+            kind, uid = (str(_value(self._sources[i], k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
             frame = self._like.slices[i].frame
             frames.setdefault((kind, uid), []).extend([] if frame is None else [frame + 1])
         if not self._like.series_uid or any(not uid for _, uid in frames):
@@ -300,25 +283,106 @@ class Headers:
         series.SeriesInstanceUID, series.ReferencedInstanceSequence = self._like.series_uid, instances
         out.SourceImageSequence, out.ReferencedSeriesSequence = images, [series]
 
-    def _equipment(self, first: Attributes) -> list[Dataset]:
-        """The source's own list, its scanner if that is not in it, and ctsr."""
-        from pydicom.dataset import Dataset
 
-        held = Dataset()
-        self._copy(held, "ContributingEquipmentSequence", first)
-        found = list(held.get("ContributingEquipmentSequence", []))
-        purposes = [c.get("CodeValue") for e in found for c in e.get("PurposeOfReferenceCodeSequence", [])]
-        if "109101" not in purposes and first.value("Manufacturer"):
-            scanner = Dataset()
-            self._copy(scanner, "Manufacturer ManufacturerModelName SoftwareVersions", first)
-            scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
-            found.append(scanner)
-        ours = Dataset()
-        ours.Manufacturer, ours.ManufacturerModelName = "ctsr", _ascii(self._told.model, 64)
-        ours.SoftwareVersions = self._told.version
-        ours.ContributionDescription = "Thin slices computed from thick ones; research use only"
-        ours.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-        return [*found, ours]
+def _equipment(first: Dataset, told: Derivation) -> list[Dataset]:
+    """The source's own list, its scanner if that is not in it, and ctsr."""
+    from pydicom.dataset import Dataset
+
+    held, scanner, ours = Dataset(), Dataset(), Dataset()
+    _copy(held, "ContributingEquipmentSequence", first)
+    found = list(held.get("ContributingEquipmentSequence", []))
+    purposes = [c.get("CodeValue") for e in found for c in e.get("PurposeOfReferenceCodeSequence", [])]
+    if "109101" not in purposes and _find(first, "Manufacturer"):
+        _copy(scanner, "Manufacturer ManufacturerModelName SoftwareVersions", first)
+        scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
+        found.append(scanner)
+    _name_ctsr(ours, told)
+    ours.ContributionDescription = "Thin slices computed from thick ones; research use only"
+    ours.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    return [*found, ours]
+
+
+def _name_ctsr(out: Dataset, told: Derivation) -> None:
+    out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(told.model, 64)
+    out.SoftwareVersions = told.version
+
+
+def _in_a_character_set(header: Dataset) -> Dataset:
+    """The header; where it names no character set and uses one, with the one that its bytes are in."""
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset
+
+    copied = f"{_SERIES} {_NEAREST} SeriesDescription Manufacturer ManufacturerModelName".split()
+    held = (header.get_item(k) for k in copied if k in header and not k.endswith("Sequence"))
+    text = b"".join(e.value for e in held if e is not None and isinstance(e.value, bytes))
+    if "SpecificCharacterSet" in header or text.isascii():
+        return header
+    try:
+        text.decode()
+        name = "ISO_IR 192"
+    except UnicodeDecodeError:
+        name = "ISO_IR 100"
+    named = DataElement("SpecificCharacterSet", "CS", name)
+    return Dataset({**dict(header.items()), named.tag: named})
+
+
+def _copy(out: Dataset, keywords: str, source: Dataset) -> None:
+    """Copy what the source has, in an element of its own; numbers in their shortest form."""
+    for keyword in keywords.split():
+        if (element := _find(source, keyword)) is not None:
+            value, kind = element.value, element.VR
+            if element.keyword != keyword:
+                value, kind = round(value), "IS"
+            elif kind == "SQ":
+                value = [_public(item) for item in value]
+            elif kind == "DS":  # longer than 16 characters in files of more than one writer
+                value = _decimals(np.atleast_1d(value))
+            out.add_new(keyword, kind, value)
+
+
+def _public(item: Dataset) -> Dataset:
+    """A copy of a sequence's item without what is private or can't be read, at any depth."""
+    from pydicom.dataset import Dataset
+
+    out = Dataset()
+    for tag in item.keys():  # noqa: SIM118  # a data set itself yields its elements, decoded
+        if (element := _element(item, tag)) is not None:
+            value = [_public(i) for i in element.value] if element.VR == "SQ" else element.value
+            out.add_new(tag, element.VR, value)
+    return out
+
+
+def _find(header: Dataset, keyword: str) -> DataElement | None:
+    """The element, under its own name or a multi-frame object's, if it has values that can be read."""
+    found = _element(header, keyword)
+    return found if found or keyword not in _IN_ENHANCED else _element(header, _IN_ENHANCED[keyword])
+
+
+def _value(header: Dataset, keyword: str) -> Any:
+    element = _find(header, keyword)
+    return None if element is None else element.value
+
+
+def _element(place: Dataset, name: Any) -> DataElement | None:
+    """An element that has values, of the kind that the dictionary asks for: KVP "120 kV" is as good as absent."""
+    from pydicom.datadict import dictionary_VM, dictionary_VR
+    from pydicom.errors import BytesLengthException
+
+    if name not in place:
+        return None
+    try:
+        element: DataElement = place[name]
+        if dictionary_VR(element.tag) != element.VR or element.is_empty:
+            return None
+        values = list(element.value) if element.VM > 1 or element.VR == "SQ" else [element.value]
+        is_one = len(values) == 1 or dictionary_VM(element.tag) != "1"
+        if element.VR in ("DS", "IS", "FD", "US") and not (is_one and all(map(math.isfinite, values))):
+            return None
+        if element.VR == "AS" and not all(map(_AGE.fullmatch, values)):
+            return None
+    except (*_UNREADABLE, BytesLengthException):
+        return None
+    return element
 
 
 def _fill(out: Dataset, keywords: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ctsr.errors import GeometryError
 from ctsr.io.dicom.records import Slice
 
-__all__ = ["CORNER_LIMIT", "Grid", "change_of_spacing", "fit_grid"]
+__all__ = ["SAME_POSITION", "Grid", "change_of_spacing", "fit_grid"]
 
 CORNER_LIMIT = 0.05  # mm; of 1,018 LIDC scans 1,014 deviate by ≤ 0.0001 mm, the other four by ≥ 0.5 mm
 ROUNDED_LIMIT = 0.1  # mm; the corner limit where an archive has rounded the positions
@@ -54,29 +54,24 @@ class Grid:
     @property
     def shifts(self) -> np.ndarray:
         """(K, 2) columns and rows by which each slice lies off an upright stack on slice 0."""
-        between_rows, between_columns = self.pixel_spacing
-        per_slice = self.spacing * np.array(
-            [self.drift @ self.row / between_columns, self.drift @ self.column / between_rows]
-        )
-        return np.arange(self.shape[2])[:, None] * per_slice
+        per_slice = self.spacing * np.array([self.drift @ self.row, self.drift @ self.column])
+        shifts: np.ndarray = np.arange(self.shape[2])[:, None] * (per_slice / self.pixel_spacing[::-1])
+        return shifts
 
     @property
     def upright(self) -> tuple[np.ndarray, tuple[int, int, int]]:
         """First column and row of the upright frame that holds every shifted slice, and its (I, J, K)."""
         low, high = np.floor(self.shifts.min(axis=0) + 1e-6), np.ceil(self.shifts.max(axis=0) - 1e-6)
-        wider = (high - low).astype(int)
-        return low, (self.shape[0] + int(wider[0]), self.shape[1] + int(wider[1]), self.shape[2])
+        i, j = (high - low).astype(int).tolist()
+        return low, (self.shape[0] + i, self.shape[1] + j, self.shape[2])
 
     def affine(self, *, keep_tilt: bool = False) -> np.ndarray:
         """(4, 4) voxel (i, j, k) → RAS+ mm: of the upright frame, or, with `keep_tilt`, sheared and of the slices."""
         between_rows, between_columns = self.pixel_spacing
-        low = np.zeros(2) if keep_tilt else self.upright[0]
         along = self.normal + self.drift if keep_tilt else self.normal
         lps = np.eye(4)
-        lps[:3, :3] = np.stack(
-            [self.row * between_columns, self.column * between_rows, along * self.spacing], axis=1
-        )
-        lps[:3, 3] = self.origin + lps[:3, :2] @ low
+        lps[:3, :3] = np.c_[self.row * between_columns, self.column * between_rows, along * self.spacing]
+        lps[:3, 3] = self.origin + (0 if keep_tilt else lps[:3, :2] @ self.upright[0])
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
@@ -88,30 +83,31 @@ def fit_grid(slices: Sequence[Slice]) -> Grid:
     """
     n = len(slices)
     if n < MIN_SLICES:
-        raise GeometryError(
-            f"{n} slice{'s' * (n != 1)}; at least {MIN_SLICES} are needed to check the spacing"
-        )
+        reason = f"{n} slice{'s' * (n != 1)}; at least {MIN_SLICES} are needed to check the spacing"
+        raise GeometryError(reason)
     row, column, normal = _directions(slices)
     positions = np.array([s.position for s in slices], dtype=np.float64)
     along = positions @ normal
-    gaps = np.diff(along)
-    _check_repeats(gaps)
+    repeats = np.abs(np.diff(along)) < SAME_POSITION
+    if repeats.any():
+        n_positions = 1 + int((~repeats).sum())
+        several = int((repeats & ~np.r_[False, repeats[:-1]]).sum())  # runs of equal positions
+        reason = f"{several} of {n_positions} position{'s' * (n_positions != 1)} hold{'s' * (several == 1)}"
+        raise GeometryError(f"{reason} more than one image")
 
     rounding = _rounding(positions, normal)
     start, spacing = _regular(along, rounding)
     if spacing is None:
         raise GeometryError(_irregular(slices, positions, normal, rounding > 0))
-    if not SPACING_RANGE[0] <= spacing <= SPACING_RANGE[1]:
-        raise GeometryError(
-            f"slice spacing is {spacing:.3g} mm, outside {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g} mm"
-        )
-    limit, warnings = CORNER_LIMIT, []
-    if float(np.abs(along - start - spacing * np.arange(n)).max()) > 1e-3 and rounding:
+    low, high = SPACING_RANGE
+    if not low <= spacing <= high:
+        raise GeometryError(f"slice spacing is {spacing:.3g} mm, outside {low:g} to {high:g} mm")
+    index, limit, warnings = np.arange(n), CORNER_LIMIT, []
+    if float(np.abs(along - start - spacing * index).max()) > 1e-3 and rounding:
         limit = ROUNDED_LIMIT
         warnings.append(f"positions rounded to {ROUNDED_STEP:g} mm")
 
     in_plane = positions - along[:, None] * normal
-    index = np.arange(n)
     step = (index - index.mean()) @ in_plane / ((index - index.mean()) ** 2).sum()  # least squares, (3,)
     parts = [
         (step @ d) * d for d in (row, column)
@@ -125,18 +121,18 @@ def fit_grid(slices: Sequence[Slice]) -> Grid:
         k = int(jumps.argmax())
         raise GeometryError(f"in-plane position jumps by {jumps[k]:.2f} mm at index {k + 1}")
 
-    if abs(row @ step) * (n - 1) > limit:
-        warnings.append(f"slices drift sideways, by {abs(step @ row) * (n - 1):.2f} mm over the stack")
+    if (sideways := abs(row @ step) * (n - 1)) > limit:
+        warnings.append(f"slices drift sideways, by {sideways:.2f} mm over the stack")
     thickness = slices[0].thickness
     if thickness and spacing > 1.01 * thickness:
         warnings.append(f"slices of {thickness:g} mm every {spacing:.4g} mm leave gaps")
-    between_rows, between_columns = np.mean([s.pixel_spacing for s in slices], axis=0)
+    between_rows, between_columns = np.mean([s.pixel_spacing for s in slices], axis=0).tolist()
     grid = Grid(
         origin=first + start * normal,
         row=row,
         column=column,
         normal=normal,
-        pixel_spacing=(float(between_rows), float(between_columns)),
+        pixel_spacing=(between_rows, between_columns),
         spacing=spacing,
         drift=step / spacing,
         shape=(slices[0].shape[1], slices[0].shape[0], n),
@@ -150,16 +146,14 @@ def fit_grid(slices: Sequence[Slice]) -> Grid:
 
 def change_of_spacing(slices: Sequence[Slice]) -> int | None:
     """Index at which a second regular stack of another spacing begins; None where there are not two such stacks."""
-    if len(slices) < 2 * MIN_SLICES:
-        return None
     _, _, normal = _directions(slices)
     along = np.array([s.position for s in slices]) @ normal
     gaps = np.diff(along)
-    differs = np.flatnonzero(np.abs(gaps - gaps[0]) > CORNER_LIMIT)
-    if not differs.size:
-        return None
-    for begin in (int(differs[0]) + 1, int(differs[0])):  # the slice at the change fits both stacks
-        if len(slices) - begin < MIN_SLICES or _regular(along[begin:], 0.0)[1] is None:
+    differs = np.flatnonzero(np.abs(gaps - gaps[:1]) > CORNER_LIMIT).tolist()
+    for begin in (
+        k + 1 - early for k in differs[:1] for early in (0, 1)
+    ):  # the slice at the change fits both
+        if not MIN_SLICES <= begin <= len(slices) - MIN_SLICES or _regular(along[begin:], 0.0)[1] is None:
             continue
         try:
             first, second = fit_grid(slices[:begin]), fit_grid(slices[begin:])
@@ -176,24 +170,12 @@ def _directions(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray, np.nda
     column = np.mean([s.column for s in slices], axis=0)
     worst = max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1), abs(row @ column))
     if not worst <= SHEAR_LIMIT:
-        raise GeometryError(
-            f"row and column directions are not orthonormal: off by {worst:.2g}, limit {SHEAR_LIMIT:g}"
-        )
+        off = f"off by {worst:.2g}, limit {SHEAR_LIMIT:g}"
+        raise GeometryError(f"row and column directions are not orthonormal: {off}")
     row = row / np.linalg.norm(row)
     column = column - (column @ row) * row
     column = column / np.linalg.norm(column)
     return row, column, np.cross(row, column)
-
-
-def _check_repeats(gaps: np.ndarray) -> None:
-    repeats = np.abs(gaps) < SAME_POSITION
-    if repeats.any():
-        n_positions = int((~repeats).sum()) + 1
-        several = int((repeats & ~np.r_[False, repeats[:-1]]).sum())  # runs of equal positions
-        raise GeometryError(
-            f"{several} of {n_positions} position{'s' * (n_positions != 1)} "
-            f"hold{'s' * (several == 1)} more than one image"
-        )
 
 
 def _rounding(positions: np.ndarray, normal: np.ndarray) -> float:
@@ -239,26 +221,23 @@ def _irregular(slices: Sequence[Slice], positions: np.ndarray, normal: np.ndarra
     """What is wrong with slices that are not evenly spaced."""
     begin = change_of_spacing(slices)
     if begin is not None:
-        first, second = fit_grid(slices[:begin]), fit_grid(slices[begin:])
-        return (
-            f"slice spacing changes from {first.spacing:.2f} to {second.spacing:.2f} mm at index {begin}; "
-            "ctsr convert --split writes both parts"
-        )
+        first, second = (fit_grid(part).spacing for part in (slices[:begin], slices[begin:]))
+        change = f"slice spacing changes from {first:.2f} to {second:.2f} mm at index {begin}"
+        return f"{change}; ctsr convert --split writes both parts"
     gaps = np.diff(positions @ normal)
     step = float(np.median(gaps))
     multiples = np.round(gaps / step)
     tolerance = ROUNDED_LIMIT if is_rounded else CORNER_LIMIT
-    if (np.abs(gaps - multiples * step) <= tolerance).all() and (multiples >= 1).all():
-        holes = np.flatnonzero(multiples >= 2)
-        axis = int(np.abs(normal).argmax())
-        k, name = int(holes[0]), "xyz"[axis]
-        n_missing = int((multiples - 1).sum())
-        where = (
-            f"between {name}={positions[k, axis]:.2f} and {name}={positions[k + 1, axis]:.2f} (index {k + 1})"
-        )
-        gap = f"in {len(holes)} gaps of a step of {step:.4g} mm, the first " if len(holes) > 1 else ""
-        return f"{n_missing} slice{'s' * (n_missing != 1)} missing {gap}{where}"
-    return f"uneven slice spacing ({gaps.min():.2f} to {gaps.max():.2f} mm)"
+    if not (np.abs(gaps - multiples * step) <= tolerance).all() or not (multiples >= 1).all():
+        return f"uneven slice spacing ({gaps.min():.2f} to {gaps.max():.2f} mm)"
+    axis = int(np.abs(normal).argmax())
+    holes, name, n_missing = np.flatnonzero(multiples >= 2), "xyz"[axis], int((multiples - 1).sum())
+    k = int(holes[0])
+    ends = [f"{name}={position[axis]:.2f}" for position in positions[k : k + 2]]
+    gap = f"in {len(holes)} gaps of a step of {step:.4g} mm, the first " if len(holes) > 1 else ""
+    return (
+        f"{n_missing} slice{'s' * (n_missing != 1)} missing {gap}between {' and '.join(ends)} (index {k + 1})"
+    )
 
 
 def _check_corners(grid: Grid, slices: Sequence[Slice], limit: float) -> None:

@@ -19,40 +19,29 @@ from ctsr.io.dicom.records import DicomFile
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = [
-    "BIG_ENDIAN",
-    "CT_CLASSES",
-    "DEFLATED",
-    "DIRECTORY",
-    "EXPLICIT",
-    "IMPLICIT",
-    "Header",
-    "Known",
-    "NotRead",
-    "parse",
-    "plain",
-]
+__all__ = ["BIG_ENDIAN", "CT_CLASSES", "DEFLATED", "DIRECTORY", "EXPLICIT", "IMPLICIT", "Header", "NotRead"]
+__all__ += ["Known", "parse", "plain"]
 
 CT_CLASSES = {  # the SOP classes that can hold a CT volume; the value: whether it is multi-frame
     "1.2.840.10008.5.1.4.1.1.2": False,  # CT Image
     "1.2.840.10008.5.1.4.1.1.2.1": True,  # Enhanced CT Image
     "1.2.840.10008.5.1.4.1.1.2.2": True,  # Legacy Converted Enhanced CT Image
 }
-
+DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
-DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _STORAGE = b"1.2.840.10008.5.1.4.1.1"  # every SOP class of a stored object begins so
 
 _HEAD_SIZES = (1 << 16, 1 << 19, 1 << 22)  # a plain CT header is 2–20 kB, an enhanced one 1–2 kB a frame
 _INFLATED = 1 << 26  # a deflated object: 500 times a 512 × 512 slice's header, 128 slices
-_ELEMENTS = 20_000  # at the top level; real headers hold up to 500
+_ELEMENTS = 200_000  # at all levels; a plain header holds up to 500, an enhanced one 50 a frame
 _ITEMS = 50_000  # of sequences, 8 a frame; each costs pydicom 1 kB and 20 µs
+_LEVELS = 100  # of sequences; pydicom comes to Python's limit at 150
 _LONGEST = 1 << 16  # bytes of a value that is kept; longer ones are overlays, icons, curves
 _PER_FRAME = 0x52009230
-Known = dict[Any, Any]  # by tag, the last element read
 _UNDEFINED = 0xFFFFFFFF
 _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # VRs with a length of four bytes
+Known = dict[Any, Any]  # by tag, the last element read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +70,7 @@ def parse(file: DicomFile, stream: IO[bytes], size: int, known: Known) -> Header
     """The header of an object of `size` bytes that starts where `stream` stands.
 
     known: what objects before this one held; equal elements are shared with them. Raises NotRead where it is none or
-    goes over a limit, and whatever pydicom raises on damaged bytes.
+    goes over a limit.
     """
     from pydicom.dataset import Dataset
 
@@ -94,7 +83,7 @@ def parse(file: DicomFile, stream: IO[bytes], size: int, known: Known) -> Header
         stream, size = BytesIO(whole), len(whole)
         head = stream.read(_HEAD_SIZES[0])
     for longer in (*_HEAD_SIZES[1:], 0):
-        elements, pixels = _elements(head, meta, is_whole=len(head) == size)
+        elements, pixels = _elements(head, meta)
         sop_class = text(Dataset(elements), 0x00080016) or meta.sop_class
         if pixels or len(head) == size or sop_class not in CT_CLASSES:
             break
@@ -103,7 +92,10 @@ def parse(file: DicomFile, stream: IO[bytes], size: int, known: Known) -> Header
         head += stream.read(longer - len(head))
     if head[128:132] != b"DICM" and not sop_class.startswith(_STORAGE.decode()):
         raise NotRead("not DICOM")
-    _share(elements, known)
+    for tag, element in elements.items():  # slices of one series differ in a few; a raw one nobody can change
+        if known.get(tag) == element:
+            elements[tag] = known[tag]
+        known[tag] = elements[tag]
     dataset = Dataset(elements)
     dataset.set_original_encoding(meta.is_implicit, meta.is_little_endian)
     return Header(file, dataset, sop_class, meta.transfer_syntax, pixels, size, meta.is_there)
@@ -155,38 +147,21 @@ def _parse_meta(data: bytes) -> _Meta:
     return _Meta(start, sop_class, syntax or guessed, is_implicit, is_little_endian, bool(syntax))
 
 
-def _elements(
-    head: bytes, meta: _Meta, *, is_whole: bool
-) -> tuple[dict[Any, Any], tuple[int, int | None] | None]:
+def _elements(head: bytes, meta: _Meta) -> tuple[dict[Any, Any], tuple[int, int | None] | None]:
     """The elements to keep, by tag, and the pixel data's start and length where `head` reaches them."""
     item = b"\xfe\xff\x00\xe0" if meta.is_little_endian else b"\xff\xfe\xe0\x00"
     if len(head) > _HEAD_SIZES[0] and (n_items := head.count(item)) > _ITEMS:
         raise NotRead(f"{n_items:,} sequence items in its header, at most {_ITEMS:,} are read")
     elements: dict[Any, Any] = {}
     walk = _walk(head, meta.start, is_implicit=meta.is_implicit, is_little_endian=meta.is_little_endian)
-    try:
-        for n, (tag, start, length, element) in enumerate(walk):
-            if tag == 0x7FE00010:
-                return elements, (start, length)
-            if tag > 0x7FE00000:  # itself a group length; behind it other kinds of pixels
-                break
-            if n == _ELEMENTS:
-                raise NotRead(f"more than {_ELEMENTS:,} elements in its header")
-            if element is not None:
-                elements[element.tag] = element
-    except (EOFError, OSError, struct.error):  # pydicom at the end of bytes, in the middle of a sequence
-        if is_whole:
-            raise
+    for tag, start, length, element in walk:
+        if tag == 0x7FE00010:
+            return elements, (start, length)
+        if tag > 0x7FE00000:  # itself a group length; behind it other kinds of pixels
+            break
+        if element is not None:
+            elements[element.tag] = element
     return elements, None
-
-
-def _share(elements: dict[Any, Any], known: Known) -> None:
-    """Put an element of an earlier object in place of its equal: slices of one series differ in a few."""
-    for tag, element in elements.items():
-        if isinstance(element, tuple) and known.get(tag) == element:  # a raw one, which nobody can change
-            elements[tag] = known[tag]
-        else:
-            known[tag] = element
 
 
 def _walk(
@@ -194,48 +169,55 @@ def _walk(
 ) -> Iterator[tuple[int, int, int | None, Any]]:
     """Each top-level element: tag, where its value starts, its length (None: undefined), and the element, raw.
 
-    pydicom reads on only where the length of a sequence is undefined. This takes a third of its time, a half of the
-    time of a scan. The element is None for what is not kept, and for pixel data.
+    The element is None for what is not kept, and for pixel data. A sequence is kept as bytes, which pydicom parses
+    when it is asked for; one of undefined length is passed through here to find its end.
     """
     from pydicom.dataelem import RawDataElement, empty_value_for_VR
-    from pydicom.filereader import data_element_generator
     from pydicom.tag import BaseTag
 
-    short, long = (
-        struct.Struct(("<" if is_little_endian else ">") + form).unpack_from for form in ("HH2sH", "L")
-    )
+    def raw(tag: int, vr: bytes | None, start: int, end: int) -> Any:
+        length = end - start
+        is_foreign = tag & 0x10000 or tag >> 24 in (0x50, 0x60)  # private, a curve or an overlay
+        if is_foreign or (length > _LONGEST and tag != _PER_FRAME):  # 10,000 slices have to fit memory
+            return None
+        named = vr.decode() if vr else None
+        value: Any = data[start:end] if length else empty_value_for_VR(named, raw=True)
+        return RawDataElement(BaseTag(tag), named, length, value, 0, vr is None, is_little_endian)
+
+    order = "<" if is_little_endian else ">"
+    short, long = struct.Struct(order + "HH2sH").unpack_from, struct.Struct(order + "L").unpack_from
+    around: list[
+        tuple[int, bytes | None, int, bool]
+    ] = []  # open sequences: tag, VR, start; the outer encoding
+    n_elements = 0
     while at + 12 <= len(data):
         group, number, encoded, length = short(data, at)
-        tag, start, vr = group << 16 | number, at + 8, None
-        if encoded in _LONG and not is_implicit:
-            vr, start = encoded.decode("ascii"), at + 12
-            (length,) = long(data, at + 8)
-        elif is_implicit or not encoded.isalpha():  # some writers change to implicit in the middle
+        tag, start, vr = group << 16 | number, at + 8, encoded
+        if is_implicit or group == 0xFFFE or not encoded.isalpha():  # some change to implicit in the middle
+            vr = None
             (length,) = long(data, at + 4)
-        else:
-            vr = encoded.decode("ascii")
-        if tag >= 0x7FE00000:
+        elif encoded in _LONG:
+            start = at + 12
+            (length,) = long(data, at + 8)
+        if (n_elements := n_elements + 1) > _ELEMENTS:
+            raise NotRead(f"more than {_ELEMENTS:,} elements in its header")
+        if not around and tag >= 0x7FE00000:
             yield tag, start, None if length == _UNDEFINED else length, None
+        elif tag == 0xFFFEE0DD and around:  # a sequence ends
+            first, vr, begin, is_implicit = around.pop()
+            if not around:
+                yield first, begin, None, raw(first, vr, begin, at)
+            length = 0
         elif length == _UNDEFINED:
-            stream = BytesIO(data)
-            stream.seek(at)
-            element = next(data_element_generator(stream, vr is None, is_little_endian), None)
-            if element is None:
-                return
-            yield tag, start, None, element if _is_kept(tag, 0) else None
-            at = stream.tell()
-            continue
+            if group != 0xFFFE:
+                vr = None if vr == b"UN" else vr  # PS3.5, 6.2.2: whatever is around it, it is implicit
+                around.append((tag, vr, start, is_implicit))
+                is_implicit = vr is None
+            if len(around) > _LEVELS:
+                raise NotRead("sequences nested too deep")
+            length = 0
         elif start + length > len(data):
             return
-        elif _is_kept(tag, length):
-            value: Any = data[start : start + length] if length else empty_value_for_VR(vr, raw=True)
-            raw = RawDataElement(BaseTag(tag), vr, length, value, 0, vr is None, is_little_endian)
-            yield tag, start, length, raw
-        else:
-            yield tag, start, length, None
+        elif not around:
+            yield tag, start, length, raw(tag, vr, start, start + length)
         at = start + length
-
-
-def _is_kept(tag: int, length: int) -> bool:
-    """Not private, no overlay, no curve, not long: none of them is read, and 10,000 slices have to fit memory."""
-    return not tag & 0x10000 and tag >> 24 not in (0x50, 0x60) and (length <= _LONGEST or tag == _PER_FRAME)

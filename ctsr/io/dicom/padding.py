@@ -19,10 +19,7 @@ from ctsr.io.dicom.records import Slice
 __all__ = ["Padding", "find_padding"]
 
 _TISSUE = (-900.0, 3071.0)  # HU; a padding value declared in here would wipe out the patient
-_GAP, _GAP_BELOW = (
-    300,
-    -1100,
-)  # HU; of 13 real paddings the nearest to the image was −1453 | −1047 … −3024 | −1024
+_GAP, _GAP_BELOW = 300, -1100  # HU; of 13 paddings the nearest to the image was −1453 | −1047 … −3024 | −1024
 _LEAST_COVER = 0.9  # of the pixels outside the reconstruction circle, which are 21 % of an image or more
 _MUCH_INSIDE = 0.05  # of the circle
 _NOWHERE = -(1 << 31)  # HU
@@ -41,7 +38,7 @@ class Padding:
 
     below: int
     declared: np.ndarray
-    slices: np.ndarray
+    slices: list[int]
     n_voxels: int
     lowest: float
     source: str
@@ -58,57 +55,55 @@ def find_padding(
 ) -> tuple[Padding, list[str]]:
     """Padding of `hu`, (K, rows, columns), with least and greatest HU `extremes`, (K, 2); and warnings."""
     warnings: list[str] = []
-    stored = [_declared(s, f, warnings) for s, f in zip(slices, facts, strict=True)]
-    kind = np.float64 if hu.dtype.kind == "f" else np.int64
-    declared = np.tile(np.array([1, 0], dtype=kind), (len(slices), 1))
-    for k, (s, interval) in enumerate(zip(slices, stored, strict=True)):
-        if interval is not None:
-            low, high = np.array(interval) * (s.slope or 1.0) + (s.intercept or 0.0)
-            if _TISSUE[0] < high and low < _TISSUE[1]:
-                warnings.append(f"PixelPaddingValue stands for {low:g} HU, which is tissue: ignored")
-            else:
-                declared[k] = low, high
+    declared = np.tile(np.array([1, 0], np.float64 if hu.dtype.kind == "f" else np.int64), (len(slices), 1))
+    stored = [_declared(s, fact) for s, fact in zip(slices, facts, strict=True)]
+    for k, (s, ends) in enumerate(zip(slices, stored, strict=True)):
+        low, high = np.array(ends or (math.nan, math.nan)) * (s.slope or 1.0) + (s.intercept or 0.0)
+        if ends is None and 0x00280120 in s.header:
+            warnings.append(f"PixelPaddingValue is no value of {facts[k].bits} bits: ignored")
+        elif _TISSUE[0] < high and low < _TISSUE[1]:
+            warnings.append(f"PixelPaddingValue stands for {low:g} HU, which is tissue: ignored")
+        elif ends is not None:
+            declared[k] = low, high
 
     outside = _outside_circle(slices[0])
-    inside = ~outside
+    n_circle = len(hu) * _count(~outside)
+    lowest = extremes[:, 0]
     histogram = _histogram(hu, 4)  # of 300 slices 30 ms; of all rows 130
     lower, upper = _gap(histogram)
-    low_slices = np.flatnonzero(extremes[:, 0] < upper)
-    if any(_count(hu[k] < lower + 1) != _count(hu[k] < upper - 1) for k in low_slices):
+    if any(_count(hu[k] < lower + 1) != _count(hu[k] < upper - 1) for k in np.flatnonzero(lowest < upper)):
         histogram = _histogram(hu, 1)  # rows that were left out reach into the gap
         lower, upper = _gap(histogram)
     below = (lower + upper) // 2
-    deep = np.flatnonzero(extremes[:, 0] < below).tolist()
-    if not _is_padding(hu, below, deep, outside):
-        below = _NOWHERE
+    n_covered = sum(_count((hu[k] < below) & outside) for k in np.flatnonzero(lowest < below))
+    if n_covered < _LEAST_COVER * len(hu) * _count(outside):
+        below = _NOWHERE  # what lies so low does not fill the place of padding
 
     least, greatest = declared.T
-    holds = (least <= greatest) & (least <= extremes[:, 1]) & (greatest >= extremes[:, 0])
+    holds = (least <= greatest) & (least <= extremes[:, 1]) & (greatest >= lowest)
     n_voxels = n_inside = n_declared = 0
     found = []
-    for k in np.flatnonzero(holds | (extremes[:, 0] < below)).tolist():
+    for k in np.flatnonzero(holds | (lowest < below)).tolist():
         mask = _mask(hu[k], below, declared[k])
         if n := _count(mask):
             found.append(k)
             n_voxels += n
-            n_inside += _count(mask & inside)
+            n_inside += _count(mask & ~outside)
             n_declared += n if below == _NOWHERE else _count(_mask(hu[k], _NOWHERE, declared[k]))
-    ends = [(-np.inf, below - 1)] + [tuple(ends) for ends in np.unique(declared[holds], axis=0)]
-    for low, high in np.rint(np.clip(ends, -_ZERO, _ZERO - 1)).astype(int) + _ZERO:
-        histogram[low : high + 1] = 0
+    ends_in_hu = [(-np.inf, below - 1), *map(tuple, np.unique(declared[holds], axis=0))]
+    for first, last in np.rint(np.clip(ends_in_hu, -_ZERO, _ZERO - 1)).astype(int) + _ZERO:
+        histogram[first : last + 1] = 0
 
-    if n_inside > _MUCH_INSIDE * len(hu) * _count(inside):
-        warnings.append(f"padding fills {n_inside / len(hu) / _count(inside):.0%} of the circle of the image")
-    lowest, source, value = math.inf, "none", None
-    if found:
-        lowest = float(extremes[found, 0].min())
-        source = "declared" if 2 * n_declared > n_voxels else "detected"
-        value = stored[found[0]][0] if source == "declared" else None  # type: ignore[index]  # it declares one
-        if value is None:
-            s = slices[found[0]]
-            value = round((extremes[found[0], 0] - (s.intercept or 0.0)) / (s.slope or 1.0))
-    padding = Padding(below, declared, np.array(found, dtype=int), n_voxels, lowest, source, value, histogram)
-    return padding, warnings
+    if n_inside > _MUCH_INSIDE * n_circle:
+        warnings.append(f"padding fills {n_inside / n_circle:.0%} of the circle of the image")
+    if not found:
+        return Padding(below, declared, found, 0, math.inf, "none", None, histogram), warnings
+    s, value = slices[found[0]], (stored[found[0]] or (None,))[0]
+    source = "declared" if 2 * n_declared > n_voxels else "detected"
+    if source == "detected" or value is None:
+        value = round((lowest[found[0]] - (s.intercept or 0.0)) / (s.slope or 1.0))
+    least_hu = float(lowest[found].min())
+    return Padding(below, declared, found, n_voxels, least_hu, source, value, histogram), warnings
 
 
 def _mask(image: np.ndarray, below: int, declared: np.ndarray) -> np.ndarray:
@@ -119,24 +114,15 @@ def _mask(image: np.ndarray, below: int, declared: np.ndarray) -> np.ndarray:
     return mask if low > high or below == _NOWHERE else mask | (image < below)
 
 
-def _declared(s: Slice, fact: Stored, warnings: list[str]) -> tuple[int, int] | None:
-    """Least and greatest stored value that a slice declares as padding."""
-    if 0x00280120 not in s.header:
-        return None
-    ends = [short(s.header, 0x00280120)]
-    if 0x00280121 in s.header:
-        ends.append(short(s.header, 0x00280121))
+def _declared(s: Slice, fact: Stored) -> tuple[int, int] | None:
+    """Least and greatest stored value that a slice declares as padding; None where none that it can store."""
+    ends = [short(s.header, tag) for tag in (0x00280120, 0x00280121) if tag in s.header]
     low = -(1 << fact.bits - 1) if fact.is_signed else 0
-    high = low + (1 << fact.bits) - 1
-    values = []
-    for end in ends:
-        value = -1 << 16 if end is None else end & 0xFFFF
-        value -= (1 << 16) if fact.is_signed and value >= 1 << 15 else 0
-        if not low <= value <= high:
-            warnings.append(f"PixelPaddingValue is no value of {fact.bits} bits: ignored")
-            return None
-        values.append(value)
-    return min(values), max(values)
+    wraps = 1 << 15 if fact.is_signed else 1 << 16
+    values = [(v & 0xFFFF) - (1 << 16 if v & 0xFFFF >= wraps else 0) for v in ends if v is not None]
+    is_whole = len(values) == len(ends) and 0x00280120 in s.header
+    is_stored = all(low <= v < low + (1 << fact.bits) for v in values)
+    return (min(values), max(values)) if is_whole and is_stored else None
 
 
 def _histogram(hu: np.ndarray, step: int) -> np.ndarray:
@@ -166,12 +152,6 @@ def _gap(histogram: np.ndarray) -> tuple[int, int]:
     values = np.flatnonzero(histogram) - _ZERO
     gaps = np.flatnonzero((np.diff(values) >= _GAP) & (values[:-1] < _GAP_BELOW))
     return (int(values[gaps[0]]), int(values[gaps[0] + 1])) if gaps.size else (_NOWHERE, _NOWHERE)
-
-
-def _is_padding(hu: np.ndarray, below: int, deep: Sequence[int], outside: np.ndarray) -> bool:
-    """Whether the voxels under `below`, which lie in the slices `deep`, fill the place of padding."""
-    n_outside = sum(_count((hu[k] < below) & outside) for k in deep)
-    return n_outside >= _LEAST_COVER * len(hu) * _count(outside)
 
 
 def _count(mask: np.ndarray) -> int:

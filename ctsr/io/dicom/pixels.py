@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from ctsr.errors import InputError
 from ctsr.io.atomic import input_error
 from ctsr.io.dicom.decoder import JPEG, JPEG_2000, JPEG_LS, DecodeError, Decoder, codestream
-from ctsr.io.dicom.elements import integer, quiet, short, text
+from ctsr.io.dicom.elements import number, quiet, short, text
+from ctsr.io.dicom.frames import NATIVE
+from ctsr.io.dicom.header import BIG_ENDIAN, DEFLATED
 from ctsr.io.dicom.records import DicomFile, Slice
-from ctsr.io.dicom.source import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, read_bytes
+from ctsr.io.dicom.source import read_bytes
 
-__all__ = ["Stored", "check_pixels", "read_pixels"]
+__all__ = ["Stored", "check_stored", "fingerprint", "is_lossy", "read_pixels"]
 
-NATIVE = frozenset({IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED})
 RLE = "1.2.840.10008.1.2.5"
 _ROOT = "1.2.840.10008.1.2.4."
 _JPEG_XL = _ROOT + "11"  # 110 to 112, too new for pydicom's names
@@ -41,127 +45,154 @@ class Stored:
     is_lossy: bool
 
 
-def check_pixels(slices: Sequence[Slice]) -> None:
-    """Refuse, from headers alone, pixel data that can't be read rightly. InputError names the first file."""
-    for s in slices:
-        allocated, stored, high = (short(s.header, tag) for tag in (0x00280100, 0x00280101, 0x00280102))
-        if s.transfer_syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
-            from pydicom.uid import UID
+def check_stored(slices: Sequence[Slice]) -> list[str]:
+    """Refuse, from headers alone, values that can't be read rightly or have no known scale in HU; returns warnings.
 
-            name = "JPEG XL" if s.transfer_syntax.startswith(_JPEG_XL) else UID(s.transfer_syntax).name
-            raise InputError(
-                f"transfer syntax {name} is not read", path=s.file.name, hint="convert it to a lossless one"
-            )
-        if allocated != 16 and (allocated != 8 or s.transfer_syntax not in JPEG):
-            raise InputError(f"BitsAllocated is {allocated}, not 16", path=s.file.name)
-        if stored is None or not 8 <= stored <= allocated or high != stored - 1:
-            raise InputError(f"BitsStored {stored} and HighBit {high} do not fit together", path=s.file.name)
-        if short(s.header, 0x00280103) not in (0, 1):
-            raise InputError("PixelRepresentation is neither 0 nor 1", path=s.file.name)
+    InputError names the first file.
+    """
+    warnings = []
+    for s in slices:
+        if reason := _fault(s):
+            raise InputError(reason, path=s.file.name)
+        if s.rescale_type == "US":
+            warnings.append("RescaleType is US (unspecified): taken as HU")
+    n_bare = sum(s.slope is None for s in slices)
+    if 0 < n_bare < len(slices):
+        raise InputError(f"{n_bare} of {len(slices)} slices have no RescaleSlope", path=slices[0].file.name)
+    return warnings[:1]
+
+
+def _fault(s: Slice) -> str:
+    """Why the stored values of a slice are not to be trusted; "" where they are."""
+    allocated, stored, high = (short(s.header, tag) for tag in (0x00280100, 0x00280101, 0x00280102))
+    if s.transfer_syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
+        from pydicom.uid import UID
+
+        name = "JPEG XL" if s.transfer_syntax.startswith(_JPEG_XL) else UID(s.transfer_syntax).name
+        return f"transfer syntax {name} is not read: convert it to a lossless one"
+    if allocated != 16 and (allocated != 8 or s.transfer_syntax not in JPEG):
+        return f"BitsAllocated is {allocated}, not 16"
+    if stored is None or not 8 <= stored <= allocated or high != stored - 1:
+        return f"BitsStored {stored} and HighBit {high} do not fit together"
+    if short(s.header, 0x00280103) not in (0, 1):
+        return "PixelRepresentation is neither 0 nor 1"
+    if 0x00283000 in s.header:
+        return "has a Modality LUT instead of a rescale"
+    if s.rescale_type not in ("", "HU") and (s.rescale_type != "US" or s.image_type[:1] == ("DERIVED",)):
+        named = s.rescale_type if re.fullmatch("[A-Z_]{1,16}", s.rescale_type) else "something else"
+        return f"values are {named} by RescaleType, not HU"
+    if (s.slope is None) != (s.intercept is None):
+        return f"has no {'RescaleSlope' if s.slope is None else 'RescaleIntercept'}"
+    if s.slope is not None and not 0 < s.slope < math.inf:
+        return f"RescaleSlope is {s.slope:g}"
+    return ""
+
+
+def is_lossy(s: Slice, *, is_reversible: bool = False) -> bool:
+    """Whether the pixels were once compressed with loss, by the header; is_reversible: their codestream is not."""
+    told = text(s.header, 0x00282110)
+    perhaps = s.transfer_syntax in _PERHAPS_LOSSY and told != "00" and not is_reversible
+    return told == "01" or s.transfer_syntax in _LOSSY or perhaps
+
+
+def fingerprint(s: Slice) -> tuple[object, ...]:
+    """Equal for two slices that hold the same bytes as HU of the same scale. InputError."""
+    coded = (short(s.header, tag) for tag in (0x00280101, 0x00280103))  # BitsStored, PixelRepresentation
+    scale = (s.slope, s.intercept, s.transfer_syntax, *coded)
+    if not _is_plain(s):
+        return (*scale, s.frame, _digest(s.file, s.pixel_offset))
+    pixels = np.empty(s.shape, dtype=np.int16)
+    _read_plain(s, pixels)
+    return (*scale, hashlib.sha256(pixels.data).digest())
+
+
+@lru_cache(maxsize=1024)
+def _digest(file: DicomFile, start: int) -> bytes:
+    return hashlib.sha256(memoryview(read_bytes(file))[start:]).digest()
 
 
 def read_pixels(slices: Sequence[Slice], *, workers: int = 1) -> tuple[np.ndarray, list[Stored]]:
     """(K, rows, columns) the slices' stored values, 16 bit, and what is known of each slice.
 
     The array is int16; a slice that is not signed is to be seen as uint16. Slices have one shape, and their headers
-    have passed `check_pixels`. workers: threads, each with a decoding process of its own where one is needed.
+    have passed `check_stored`. workers: threads, each with a decoding process of its own where one is needed.
     InputError: cut short, damaged, or not what its header says.
     """
-    rows, columns = slices[0].shape
-    values = np.empty((len(slices), rows, columns), dtype=np.int16)
-    facts: list[Stored | None] = [None] * len(slices)
+    values = np.empty((len(slices), *slices[0].shape), dtype=np.int16)
+    facts: dict[int, Stored] = {}
 
     def fill(first: int) -> None:
-        with ExitStack() as stack:
-            read = _reader(stack)
+        with Decoder() as decoder:
+            read = _reader(decoder)
             for k in range(first, len(slices), workers):
                 facts[k] = read(slices[k], values[k])
 
-    if workers == 1:
-        fill(0)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(fill, range(workers)))
-    return values, [f for f in facts if f is not None]
+    with ThreadPoolExecutor(workers) as pool:
+        list((pool.map if workers > 1 else map)(fill, range(workers)))
+    return values, [facts[k] for k in range(len(slices))]
 
 
-def _reader(stack: ExitStack) -> Callable[[Slice, np.ndarray], Stored]:
-    """A function that fills one slice; it keeps the last object's frames, and a decoder that `stack` closes."""
-    decoder = stack.enter_context(Decoder())
-    last: tuple[DicomFile, bytes | list[bytes]] | None = None
+def _reader(decoder: Decoder) -> Callable[[Slice, np.ndarray], Stored]:
+    """A function that fills one slice, and keeps the frames of the last object that it read whole."""
+    last: tuple[DicomFile, list[Any]] | None = None
 
     def read(s: Slice, out: np.ndarray) -> Stored:
         nonlocal last
         is_signed = short(s.header, 0x00280103) == 1
-        bits = short(s.header, 0x00280101) or 16
-        is_lossy = text(s.header, 0x00282110) == "01" or s.transfer_syntax in _LOSSY
-        is_native = s.transfer_syntax in NATIVE
-        if s.pixel_offset is not None:
+        bits, loss = short(s.header, 0x00280101) or 16, is_lossy(s)
+        if _is_plain(s):
             _read_plain(s, out)
         else:
             if last is None or last[0] != s.file:
-                data = _pixel_data(s)
-                last = s.file, data if is_native else _frames(s, data)
-            if is_native:
-                _copy(s, last[1], out)  # type: ignore[arg-type]  # bytes, where the syntax is native
+                last = s.file, _frames(s)
+            frame = last[1][s.frame or 0]
+            if s.transfer_syntax in NATIVE:
+                out[...] = np.frombuffer(frame, dtype=out.dtype).reshape(out.shape)
             else:
-                frame = last[1][s.frame or 0]
-                precision, is_known_lossy = _decode(s, frame, out, decoder, is_signed=is_signed)  # type: ignore[arg-type]
-                bits, is_lossy = min(bits, precision), is_lossy or is_known_lossy
+                precision, is_reversible = _decode(s, frame, out, decoder, is_signed=is_signed)
+                bits, loss = min(bits, precision), is_lossy(s, is_reversible=is_reversible)
         if s.transfer_syntax == BIG_ENDIAN:
             out.byteswap(inplace=True)
         values = out if is_signed else out.view(np.uint16)
         if bits < 16:  # the standard lets unused bits hold anything; overlays were kept there until 2004
             values <<= 16 - bits
             values >>= 16 - bits  # of a signed type: extends the sign
-        return Stored(int(values.min()), int(values.max()), is_signed, bits, is_lossy)
+        return Stored(int(values.min()), int(values.max()), is_signed, bits, loss)
 
     return read
+
+
+def _is_plain(s: Slice) -> bool:
+    """Whether the pixels stand as they are in a file of their own."""
+    return s.file.member is None and s.transfer_syntax in NATIVE - {DEFLATED}
 
 
 def _read_plain(s: Slice, out: np.ndarray) -> None:
     """Uncompressed pixels straight from the file into place."""
     try:
         with s.file.path.open("rb", buffering=0) as file:
-            file.seek(s.pixel_offset or 0)
+            file.seek(s.pixel_offset + (s.frame or 0) * out.nbytes)
             n_read = file.readinto(out.data.cast("B")) or 0
     except OSError as exc:
         raise input_error(exc, s.file.name) from exc
-    _check_length(s, n_read, out)
+    if n_read < out.nbytes:
+        raise InputError(f"pixel data are cut short ({n_read} of {out.nbytes} bytes)", path=s.file.name)
 
 
-def _copy(s: Slice, data: bytes, out: np.ndarray) -> None:
-    start = (s.frame or 0) * out.nbytes
-    part = data[start : start + out.nbytes]
-    _check_length(s, len(part), out)
-    out[...] = np.frombuffer(part, dtype=out.dtype).reshape(out.shape)
-
-
-def _check_length(s: Slice, n_bytes: int, out: np.ndarray) -> None:
-    if n_bytes < out.nbytes:
-        raise InputError(f"pixel data are cut short ({n_bytes} of {out.nbytes} bytes)", path=s.file.name)
-
-
-def _pixel_data(s: Slice) -> bytes:
-    """The value of PixelData as it is encoded, from an object that is read whole."""
-    from pydicom import dcmread
-
-    whole = read_bytes(s.file)
-    try:
-        with quiet():
-            return bytes(dcmread(BytesIO(whole), force=True, specific_tags=[0x7FE00010])[0x7FE00010].value)
-    except (*_DAMAGED, TypeError, OSError) as exc:
-        raise InputError(f"pixel data can't be found ({type(exc).__name__})", path=s.file.name) from exc
-
-
-def _frames(s: Slice, data: bytes) -> list[bytes]:
-    """The compressed frames of an object; a frame may lie in several fragments, with or without offsets."""
+def _frames(s: Slice) -> list[Any]:
+    """The frames of an object, compressed or not; one may lie in several fragments, with or without offsets."""
     from pydicom.encaps import generate_frames
 
-    expected = 1 if s.frame is None else integer(s.header, 0x00280008) or 1
+    expected = int(number(s.header, 0x00280008) or 1)
+    data = memoryview(read_bytes(s.file))[s.pixel_offset :]
+    if s.transfer_syntax in NATIVE:
+        n_bytes = 2 * s.shape[0] * s.shape[1]
+        if len(data) < n_bytes * expected:
+            raise InputError("pixel data are cut short", path=s.file.name)
+        return [data[k * n_bytes : (k + 1) * n_bytes] for k in range(expected)]
     try:
         with quiet():
-            frames = list(generate_frames(data, number_of_frames=expected))
+            frames = list(generate_frames(bytes(data), number_of_frames=expected))
     except _DAMAGED as exc:
         raise InputError("compressed pixel data are damaged", path=s.file.name) from exc
     if len(frames) != expected:
@@ -172,18 +203,16 @@ def _frames(s: Slice, data: bytes) -> list[bytes]:
 def _decode(
     s: Slice, frame: bytes, out: np.ndarray, decoder: Decoder, *, is_signed: bool
 ) -> tuple[int, bool]:
-    """Fill `out` from a compressed frame; returns the codestream's precision, and whether it lost something."""
+    """Fill `out` from a compressed frame; returns the codestream's precision, and whether it is known as lossless."""
+    rows, columns = out.shape
     try:
         if s.transfer_syntax == RLE:
             _unpack_rle(frame, out)
-            return 16, False
+            return 16, True
         found = codestream(frame)
-        rows, columns = out.shape
         if (found.height, found.width, found.components) != (rows, columns, 1):
-            raise DecodeError(
-                f"compressed data hold {found.width} × {found.height} × {found.components} values, "
-                f"the header says {columns} × {rows}"
-            )
+            held = f"{found.width} × {found.height} × {found.components} values"
+            raise DecodeError(f"compressed data hold {held}, the header says {columns} × {rows}")
         if not 2 <= found.precision <= 16:
             raise DecodeError(f"compressed data have {found.precision} bits, at most 16 are read")
         if found.is_signed and not is_signed:
@@ -191,8 +220,7 @@ def _decode(
         decoder.decode(frame, s.transfer_syntax, found, out)
     except DecodeError as exc:
         raise InputError(str(exc), path=s.file.name) from exc
-    declared_lossless = text(s.header, 0x00282110) == "00" or found.is_reversible
-    return found.precision, s.transfer_syntax in _PERHAPS_LOSSY and not declared_lossless
+    return found.precision, bool(found.is_reversible)
 
 
 def _unpack_rle(frame: bytes, out: np.ndarray) -> None:
@@ -202,20 +230,16 @@ def _unpack_rle(frame: bytes, out: np.ndarray) -> None:
         if n_segments != 2:
             raise DecodeError(f"RLE data have {n_segments} segments, 16 bits take 2")
         planes = out.view(np.uint8).reshape(*out.shape, 2)
-        for start, plane in zip(
-            starts, (1, 0), strict=True
-        ):  # the array is little endian, as every machine here
-            unpacked, at = bytearray(), start
+        for at, plane in zip(starts, (1, 0), strict=True):  # `out` is little endian, as every machine here
+            unpacked = bytearray()
             while len(unpacked) < out.size:
                 head = frame[at]
                 if head < 128:
                     unpacked += frame[at + 1 : at + 2 + head]
                     at += 2 + head
-                elif head > 128:
-                    unpacked += frame[at + 1 : at + 2] * (257 - head)
-                    at += 2
-                else:
-                    at += 1
+                else:  # 128 is no operation
+                    unpacked += frame[at + 1 : at + 2] * (257 - head) if head > 128 else b""
+                    at += 2 if head > 128 else 1
             planes[..., plane] = np.frombuffer(unpacked, np.uint8, out.size).reshape(out.shape)
     except (struct.error, IndexError):
         raise DecodeError("RLE data are damaged") from None

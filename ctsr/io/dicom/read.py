@@ -8,7 +8,6 @@ each slice within its own plane: what lies along z stays as it was measured.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,17 +20,16 @@ from ctsr.errors import InputError
 from ctsr.io.dicom.elements import number
 from ctsr.io.dicom.grid import Grid, fit_grid
 from ctsr.io.dicom.padding import Padding, find_padding
-from ctsr.io.dicom.pixels import Stored, check_pixels, read_pixels
+from ctsr.io.dicom.pixels import Stored, check_stored, read_pixels
 from ctsr.io.dicom.records import Slice, Stack
 from ctsr.io.dicom.sidecar import attributes
 
-__all__ = ["DicomVolume", "check_rescale", "read_stack"]
+__all__ = ["DicomVolume", "read_stack"]
 
 _PLAUSIBLE = (-3100.0, 32767.0)  # HU; GE's padding is −3024, extended-scale metal 30,710
 _DENSEST = 30_710  # HU, the end of the extended scale
 _NO_AIR = -500.0  # HU; a CT without anything below is suspect
 _NEW_PADDING = -2000  # HU; where there was none, and a shifted slice has no value
-_INT16, _INT32 = np.iinfo(np.int16), np.iinfo(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +56,11 @@ def read_stack(
     Raises GeometryError where the slices form no grid, InputError where pixels or their scale can't be trusted.
     Memory: 2 bytes a voxel, 4 more where HU are no 16-bit integers, twice that while a tilt is taken out.
     """
-    if pad_hu is not None and not _INT16.min <= pad_hu <= _INT16.max:
+    if pad_hu is not None and not _holds(np.int16, np.array(pad_hu)):
         raise ValueError(f"pad_hu is {pad_hu:g}, outside 16 bit")
     slices = stack.slices
     grid = fit_grid(slices)
-    check_pixels(slices)
-    warnings = [*stack.warnings, *grid.warnings, *check_rescale(slices)]
+    warnings = [*stack.warnings, *grid.warnings, *check_stored(slices)]
     stored, facts = read_pixels(slices, workers=workers)
     hu, extremes = _to_hu(stored, slices, facts, warnings)
     del stored
@@ -77,16 +74,28 @@ def read_stack(
         fill = pad_hu if hu.dtype.kind == "f" else round(pad_hu)
     else:
         lowest = padding.lowest if padding.n_voxels else _NEW_PADDING
-        fill = max(math.floor(min(lowest, PADDING_LIMIT)), _INT16.min)
+        fill = max(math.floor(min(lowest, PADDING_LIMIT)), -(1 << 15))
         padding_value = fill if padding.n_voxels or removes_tilt else None
-    data = _upright(hu, grid, padding, fill) if removes_tilt else _filled(hu, padding, fill)
-    if data.dtype == np.int32 and data.min() >= _INT16.min and data.max() <= _INT16.max:
-        data = data.astype(np.int16)  # only padding had made it wider
+    if removes_tilt:
+        hu = _upright(hu, grid, padding, fill)
+    else:
+        for k in padding.slices:
+            np.copyto(hu[k], np.array(fill).astype(hu.dtype), where=padding.mask(hu[k], k))
+    data = (
+        hu.astype(np.int16) if hu.dtype == np.int32 and _holds(np.int16, hu) else hu
+    )  # padding made it wider
     affine = grid.affine(keep_tilt=keep_tilt)
     thickness = Counter(s.thickness for s in slices).most_common(1)[0][0]
+    tilt_deg = round(grid.tilt_deg, 4)
     technical = {
         **attributes(slices),
-        **_geometry(grid, affine, thickness, keep_tilt=keep_tilt),
+        "affine": affine.tolist(),
+        "n_slices": len(slices),
+        "sheared": tilt_deg > 0 and keep_tilt,
+        "spacing_mm": [round(v, 6) for v in (*grid.pixel_spacing[::-1], grid.spacing)],
+        "thickness_over_spacing": round(thickness / grid.spacing, 4) if thickness else None,
+        "tilt_deg": tilt_deg,
+        "tilt_removed_deg": 0.0 if keep_tilt else tilt_deg,
         "hu": {"min": data.min().item(), "max": data.max().item()}
         | {f"p{q:g}": _percentile(padding.histogram, q) for q in (0.1, 50.0, 99.9)},
         "lossy": any(f.is_lossy for f in facts),
@@ -99,50 +108,10 @@ def read_stack(
     }
     tag = number(slices[0].header, 0x00181120)
     if tag is not None and abs(abs(tag) - grid.tilt_deg) > 0.5:
-        warnings.append(
-            f"tilt is {grid.tilt_deg:.1f}° by the positions, {abs(tag):.1f}° by GantryDetectorTilt"
-        )
+        told = f"{grid.tilt_deg:.1f}° by the positions, {abs(tag):.1f}° by GantryDetectorTilt"
+        warnings.append(f"tilt is {told}")
     volume = Volume(data.transpose(2, 1, 0), affine, slice_thickness=thickness, slice_axis=2)
     return DicomVolume(volume, technical, tuple(dict.fromkeys(warnings)), padding_value)
-
-
-def _geometry(
-    grid: Grid, affine: np.ndarray, thickness: float | None, *, keep_tilt: bool
-) -> dict[str, object]:
-    """What the sidecar tells of the grid."""
-    tilt_deg = round(grid.tilt_deg, 4)
-    return {
-        "affine": affine.tolist(),
-        "n_slices": grid.shape[2],
-        "sheared": tilt_deg > 0 and keep_tilt,
-        "spacing_mm": [round(v, 6) for v in (*grid.pixel_spacing[::-1], grid.spacing)],
-        "thickness_over_spacing": round(thickness / grid.spacing, 4) if thickness else None,
-        "tilt_deg": tilt_deg,
-        "tilt_removed_deg": 0.0 if keep_tilt else tilt_deg,
-    }
-
-
-def check_rescale(slices: Sequence[Slice]) -> list[str]:
-    """Refuse, from headers alone, slices whose values have no known scale in HU; returns warnings. InputError."""
-    warnings = []
-    for s in slices:
-        if 0x00283000 in s.header:
-            raise InputError("has a Modality LUT instead of a rescale", path=s.file.name)
-        kind = s.rescale_type
-        if kind == "US" and s.image_type[:1] != ("DERIVED",):
-            warnings.append("RescaleType is US (unspecified): taken as HU")
-        elif kind not in ("", "HU"):
-            named = kind if re.fullmatch("[A-Z_]{1,16}", kind) else "something else"
-            raise InputError(f"values are {named} by RescaleType, not HU", path=s.file.name)
-        if (s.slope is None) != (s.intercept is None):
-            missing = "RescaleSlope" if s.slope is None else "RescaleIntercept"
-            raise InputError(f"has no {missing}", path=s.file.name)
-        if s.slope is not None and not 0 < s.slope < math.inf:
-            raise InputError(f"RescaleSlope is {s.slope:g}", path=s.file.name)
-    n_bare = sum(s.slope is None for s in slices)
-    if 0 < n_bare < len(slices):
-        raise InputError(f"{n_bare} of {len(slices)} slices have no RescaleSlope", path=slices[0].file.name)
-    return list(dict.fromkeys(warnings))
 
 
 def _to_hu(
@@ -152,16 +121,14 @@ def _to_hu(
     if slices[0].slope is None:
         is_hu = min(f.low for f in facts) <= -900 and all(f.is_signed for f in facts)
         if not is_hu and any(s.rescale_type != "HU" for s in slices):
-            raise InputError(
-                "has no RescaleIntercept, and stored values are not HU", path=slices[0].file.name
-            )
+            reason = "has no RescaleIntercept, and stored values are not HU"
+            raise InputError(reason, path=slices[0].file.name)
         warnings.append("no RescaleSlope and RescaleIntercept: stored values taken as HU")
     scales = [(s.slope or 1.0, s.intercept or 0.0) for s in slices]
-    extremes = np.array(
-        [[f.low * m + b, f.high * m + b] for f, (m, b) in zip(facts, scales, strict=True)], dtype=np.float64
-    )
+    ends = [[f.low * m + b, f.high * m + b] for f, (m, b) in zip(facts, scales, strict=True)]
+    extremes = np.array(ends, dtype=np.float64)
     is_whole = all(m.is_integer() and b.is_integer() for m, b in scales)
-    if is_whole and extremes.min() >= _INT16.min and extremes.max() <= _INT16.max:
+    if is_whole and _holds(np.int16, extremes):
         bits = stored.view(np.uint16)  # modulo 2^16 the sum is right for both signs, as its result fits
         for k, (m, b) in enumerate(scales):
             if m != 1:
@@ -169,12 +136,15 @@ def _to_hu(
             if b != 0:
                 np.add(bits[k], np.uint16(int(b) % 65536), out=bits[k])
         return stored, extremes
-    is_int32 = is_whole and extremes.min() >= _INT32.min and extremes.max() <= _INT32.max
-    hu = np.empty(stored.shape, dtype=np.int32 if is_int32 else np.float32)
+    hu = np.empty(stored.shape, dtype=np.int32 if is_whole and _holds(np.int32, extremes) else np.float32)
     for k, (f, (m, b)) in enumerate(zip(facts, scales, strict=True)):
         values = stored[k] if f.is_signed else stored[k].view(np.uint16)
         hu[k] = values.astype(np.float64) * m + b
     return hu, extremes
+
+
+def _holds(kind: type[np.integer[Any]], values: np.ndarray) -> bool:
+    return bool(values.min() >= np.iinfo(kind).min and values.max() <= np.iinfo(kind).max)
 
 
 def _check_plausible(histogram: np.ndarray, extremes: np.ndarray, warnings: list[str]) -> None:
@@ -182,14 +152,10 @@ def _check_plausible(histogram: np.ndarray, extremes: np.ndarray, warnings: list
         raise InputError("holds nothing but padding")
     low, high = _percentile(histogram, 0.1), _percentile(histogram, 99.9)
     if low < _PLAUSIBLE[0] or high >= _PLAUSIBLE[1]:
-        raise InputError(
-            f"HU range {extremes.min():g}..{extremes.max():g} is not CT (broken compression?)",
-            hint="look at the series in a viewer",
-        )
-    if extremes.max() > _DENSEST:
-        warnings.append(
-            f"values up to {extremes.max():g} HU: negative ones, if the header has their sign wrong"
-        )
+        reason = f"HU range {extremes.min():g}..{extremes.max():g} is not CT (broken compression?)"
+        raise InputError(reason, hint="look at the series in a viewer")
+    if (most := extremes.max()) > _DENSEST:
+        warnings.append(f"values up to {most:g} HU: negative ones, if the header has their sign wrong")
     if low > _NO_AIR:
         warnings.append(f"no air in the image: the lowest values are {low:g} HU, so they may not be HU")
 
@@ -199,21 +165,13 @@ def _percentile(histogram: np.ndarray, q: float) -> float:
     return float(np.searchsorted(rising, q / 100 * rising[-1])) - (1 << 15)
 
 
-def _filled(hu: np.ndarray, padding: Padding, fill: float) -> np.ndarray:
-    """Padding set to `fill`, in place."""
-    for k in padding.slices:
-        np.copyto(hu[k], np.array(fill).astype(hu.dtype), where=padding.mask(hu[k], k))
-    return hu
-
-
 def _upright(hu: np.ndarray, grid: Grid, padding: Padding, fill: float) -> np.ndarray:
     """Slices shifted within their plane into the upright frame; what touches padding or has no value is `fill`."""
     low, (columns, rows, n) = grid.upright
-    holds = set(padding.slices.tolist())
     out = np.empty((n, rows, columns), dtype=hu.dtype)
     for k, (right, down) in enumerate(grid.shifts - low):
         image = hu[k].astype(np.float64)
-        if k in holds:
+        if k in padding.slices:
             image[padding.mask(hu[k], k)] = np.nan
         image = _shifted(_shifted(image, down, rows).T, right, columns).T
         image = np.where(np.isnan(image), fill, image)

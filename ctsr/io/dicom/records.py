@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +40,15 @@ class Skipped:
 class Slice:
     """One image plane: a classic CT file, or one frame of a multi-frame object.
 
-    header: the data set without pixel data; holds what identifies the patient, so it is never printed.
+    header: the attributes without pixel data, a frame's as if it had a file of its own; holds what identifies the
+        patient, so it is never printed.
     frame: index of the frame in its file, from 0; None for a classic file.
     position: (3,) centre of the first voxel, LPS mm. row, column: (3,) directions in which the column index and
         the row index grow. pixel_spacing: distance between rows, between columns, mm. shape: rows, columns.
     slope, intercept: stored value → HU; None where the object does not say. rescale_type: "" where absent.
     thickness: nominal SliceThickness, mm; None where absent. kernel: ConvolutionKernel, joined by a backslash.
-    image_type: up to four values. pixel_offset: where uncompressed pixel data start in a plain file, bytes.
+    image_type: up to four values. pixel_offset: where in `read_bytes(file)` its pixels start, or, compressed, those
+        of all frames. traits: name → value; the slices of one stack agree in all of them. notes: warnings for it.
     """
 
     file: DicomFile
@@ -64,7 +66,9 @@ class Slice:
     kernel: str
     image_type: tuple[str, ...]
     transfer_syntax: str
-    pixel_offset: int | None
+    pixel_offset: int
+    traits: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def normal(self) -> np.ndarray:
@@ -107,7 +111,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A series, or a part of one, that forms no volume. name: its first file. n_files: images it holds."""
+    """A series, or a part of one, that forms no volume. name: its first file. n_files: files that it holds."""
 
     name: str
     n_files: int

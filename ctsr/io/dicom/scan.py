@@ -5,25 +5,23 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ctsr.errors import GeometryError, InputError
 from ctsr.io.dicom.elements import quiet, text
-from ctsr.io.dicom.frames import Image, NoSlice, PartOfSeries, fingerprint, images_of, series_of
-from ctsr.io.dicom.grid import change_of_spacing, fit_grid
-from ctsr.io.dicom.pixels import check_pixels
-from ctsr.io.dicom.read import check_rescale
-from ctsr.io.dicom.records import DicomFile, Refused, Scan, Skipped, Stack
+from ctsr.io.dicom.frames import NoSlice, series_of, slices_of
+from ctsr.io.dicom.grid import SAME_POSITION, change_of_spacing, fit_grid
+from ctsr.io.dicom.pixels import check_stored, fingerprint
+from ctsr.io.dicom.records import DicomFile, Refused, Scan, Skipped, Slice, Stack
 from ctsr.io.dicom.source import damage, find
 
 __all__ = ["scan"]
 
 _SAME_SPACING, _SAME_DIRECTION = 1e-4, 1e-4  # mm, cosine; more is another stack
-_SAME_PLACE = 0.01  # mm
 _SCOUT_COSINE = 0.7071  # 45° off what most of its series shows
 _FEWEST = 3  # slices: two have one distance, and nothing to check it against
 
@@ -39,19 +37,10 @@ _PHASES = {
     "ContentTime": 0x00080033,
     "SeriesTime": 0x00080031,
 }
-_TOLD = (
-    "orientation",
-    "matrix size",
-    "pixel spacing",
-    "kernel",
-    "kV",
-    "field of view",
-    "image type",
-    "stack",
-    "time",
-    "patient",
-)
-_SHOWN = {"matrix size", "pixel spacing", "kernel", "kV", "field of view"}  # with their values
+_SHOWN = {"matrix size", "pixel spacing", "kernel", "kV", "field of view"}  # traits told with their values
+
+_Volume = tuple[list[Slice], tuple[str, ...]]  # in rising order, and notes
+_LeftOut = list[tuple[Slice, str]]  # with the reason
 
 
 def scan(
@@ -77,12 +66,11 @@ def scan(
                 continue
             name, uid = found.file.name, text(found.dataset, 0x0020000E)
             series = every.setdefault(series_of(found), _Series(uid))
+            fates = {"skipped": skipped, "incomplete": series.incomplete, "fault": series.faults}
             try:
-                series.images += images_of(found, originals_only=originals_only)
-            except PartOfSeries as exc:
-                series.faults.append((name, str(exc)))
+                series.slices += slices_of(found, originals_only=originals_only)
             except NoSlice as exc:
-                (series.incomplete if exc.is_part else skipped).append(Skipped(name, str(exc), uid))
+                fates[exc.fate].append(Skipped(name, str(exc), uid))
             except Exception as exc:  # a sequence that pydicom parses only now
                 skipped.append(Skipped(name, damage(exc), uid))
         outcomes = [outcome for series in every.values() for outcome in series.outcomes(split=split)]
@@ -93,93 +81,68 @@ def scan(
     )
 
 
-_Volume = tuple[list[Image], tuple[str, ...]]  # in rising order, and notes
-
-
 @dataclass(slots=True)
 class _Series:
-    """What was found of one series.
-
-    incomplete: images whose header lacks a part. faults: names of files, and why each makes the series unreadable.
-    """
+    """What was found of one series. incomplete: files whose header lacks a part. faults: files that can't be read."""
 
     uid: str
-    images: list[Image] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     incomplete: list[Skipped] = field(default_factory=list)
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[Skipped] = field(default_factory=list)
 
     def outcomes(self, *, split: bool) -> Iterator[Stack | Skipped | Refused]:
-        """Each image of the series in a stack, skipped or refused."""
-        if self.faults:
-            yield from self.incomplete
-            more = f", and {len(self.faults) - 1} more files" if self.faults[1:] else ""
-            n_files = len(self.faults) + _n_files(self.images)
-            yield Refused(self.faults[0][0], n_files, self.faults[0][1] + more, series_uid=self.uid)
-            return
-        if self.incomplete and not self.images:
-            first = self.incomplete[0]
-            yield Refused(first.name, len(self.incomplete), first.reason, series_uid=self.uid)
+        """Each slice of the series in a stack, skipped or refused."""
+        if why := self.faults or ([] if self.slices else self.incomplete):
+            yield from self.incomplete if self.faults else ()
+            more = f", and {len(why) - 1} more files" if why[1:] else ""
+            n_files = len(why) + len({s.file for s in self.slices})
+            yield Refused(why[0].name, n_files, why[0].reason + more, series_uid=self.uid)
             return
         yield from self.incomplete
         try:
-            copies = _copies_by_identifier(self.images)
+            left_out = _copies_by_identifier(self.slices)
         except InputError as exc:
-            yield self._refused(self.images, exc)
+            yield self._refused(self.slices, exc, ())
             return
-        groups, others = _groups(_without(self.images, copies))
-        left_out = [*copies, *others]
+        groups, others = _groups(_without(self.slices, left_out))
+        left_out += others
         found: list[_Volume] = []
-        faulty: list[tuple[list[Image], InputError]] = []
+        faulty: list[tuple[list[Slice], InputError]] = []
         for group in groups:
             try:
                 volumes, copies = _volumes(group, split=split)
             except InputError as exc:
                 faulty.append((group, exc))
-                continue
-            found += volumes
-            left_out += copies
-        counted = {image.slice.file for images, _ in found for image in images}  # frames of one file may part
-        for group, why in faulty:
-            rest = [image for image in group if image.slice.file not in counted]
-            yield replace(self._refused(group, why), n_files=_n_files(rest))
-            counted |= {image.slice.file for image in rest}
+            else:
+                found += volumes
+                left_out += copies
+        counted = {s.file for slices, _ in found for s in slices}  # frames of one file may part
+        for group, error in faulty:
+            yield self._refused(group, error, counted)
+            counted |= {s.file for s in group}
         yield from self._skips(left_out)
         told = _told(groups)
-        for label, (images, notes) in zip(_labels(len(found)), found, strict=False):
-            yield self._stack(images, label, (*told, *notes))
+        for label, (slices, notes) in zip(_labels(len(found)), found, strict=False):
+            header = slices[0].header
+            study, patient = text(header, 0x0020000D), text(header, 0x00100020)
+            warnings = dict.fromkeys((*told, *notes, *(note for s in slices for note in s.notes)))
+            yield Stack(tuple(slices), self.uid, study, patient, label, tuple(warnings))
 
-    def _stack(self, images: Sequence[Image], label: str, notes: Sequence[str]) -> Stack:
-        header = images[0].slice.header
-        every = dict.fromkeys((*notes, *(note for image in images for note in image.notes)))
-        return Stack(
-            slices=tuple(image.slice for image in images),
-            series_uid=self.uid,
-            study_uid=text(header, 0x0020000D),
-            patient_id=text(header, 0x00100020),
-            label=label,
-            warnings=tuple(every),
-        )
-
-    def _refused(self, images: Sequence[Image], why: InputError) -> Refused:
+    def _refused(self, slices: Sequence[Slice], why: InputError, counted: Collection[DicomFile]) -> Refused:
         reason = why.reason if why.path is None else f"{why.path}: {why.reason}"
-        return Refused(images[0].slice.file.name, _n_files(images), reason, why.hint, self.uid)
+        n_files = len({s.file for s in slices}.difference(counted))
+        return Refused(slices[0].file.name, n_files, reason, why.hint, self.uid)
 
-    def _skips(self, left_out: Sequence[tuple[Image, str]]) -> Iterator[Skipped]:
+    def _skips(self, left_out: _LeftOut) -> Iterator[Skipped]:
         """One line a file; one a frame where other frames of the file are kept."""
-        frames = Counter(image.slice.file for image in self.images)
-        dropped = Counter(image.slice.file for image, _ in left_out)
-        seen: set[DicomFile] = set()
-        for image, reason in left_out:
-            file, frame = image.slice.file, image.slice.frame
-            if dropped[file] < frames[file]:
-                yield Skipped(f"{file.name} frame {(frame or 0) + 1}", reason, self.uid)
-            elif file not in seen:
-                yield Skipped(file.name, reason, self.uid)
-            seen.add(file)
-
-
-def _n_files(images: Sequence[Image]) -> int:
-    return len({image.slice.file for image in images})
+        frames = Counter(s.file for s in self.slices)
+        dropped = Counter(s.file for s, _ in left_out)
+        reasons: dict[tuple[DicomFile, str], str] = {}
+        for s, reason in left_out:
+            frame = f" frame {(s.frame or 0) + 1}" if dropped[s.file] < frames[s.file] else ""
+            reasons.setdefault((s.file, frame), reason)
+        for (file, frame), reason in reasons.items():
+            yield Skipped(file.name + frame, reason, self.uid)
 
 
 def _labels(n: int) -> Iterator[str]:
@@ -190,62 +153,57 @@ def _labels(n: int) -> Iterator[str]:
         yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
-def _without(images: Sequence[Image], left_out: Sequence[tuple[Image, str]]) -> list[Image]:
-    gone = {id(image) for image, _ in left_out}
-    return [image for image in images if id(image) not in gone]
+def _without(slices: Sequence[Slice], left_out: _LeftOut) -> list[Slice]:
+    gone = {s for s, _ in left_out}
+    return [s for s in slices if s not in gone]
 
 
-def _copies_by_identifier(images: Sequence[Image]) -> list[tuple[Image, str]]:
-    """Images that are another one again, with their reason. InputError: one identifier, two images."""
+def _repeats(slices: Sequence[Slice], key: Callable[[Slice], Hashable]) -> Iterator[tuple[Slice, Slice]]:
+    """Each slice that has the key of an earlier one, with that one."""
+    first: dict[Hashable, Slice] = {}
+    pairs = ((s, first.setdefault(key(s), s)) for s in slices)
+    return ((s, original) for s, original in pairs if original is not s)
+
+
+def _copies_by_identifier(slices: Sequence[Slice]) -> _LeftOut:
+    """Slices that are another one again. InputError: one identifier, two images."""
+
+    def content(s: Slice) -> tuple[object, ...]:
+        return (*s.position, *s.row, *s.column, *s.pixel_spacing, *fingerprint(s))
+
+    named = [s for s in slices if text(s.header, 0x00080018)]
     copies = []
-    first: dict[tuple[str, int | None], Image] = {}
-    for image in images:
-        original = first.setdefault((image.sop_uid, image.slice.frame), image) if image.sop_uid else image
-        if original is image:
-            continue
-        if _plane(original) != _plane(image) or fingerprint(original) != fingerprint(image):
-            names = f"{original.slice.file.name} and {image.slice.file.name}"
+    for s, original in _repeats(named, lambda s: (text(s.header, 0x00080018), s.frame)):
+        if content(original) != content(s):
+            names = f"{original.file.name} and {s.file.name}"
             raise InputError(f"two different images share SOPInstanceUID: {names}")
-        copies.append((image, f"duplicate of {original.slice.file.name}"))
+        copies.append((s, f"duplicate of {original.file.name}"))
     return copies
 
 
-def _plane(image: Image) -> tuple[float, ...]:
-    plane = image.slice
-    return (*plane.position, *plane.row, *plane.column, *plane.pixel_spacing)
-
-
-def _groups(images: Sequence[Image]) -> tuple[list[list[Image]], list[tuple[Image, str]]]:
+def _groups(slices: Sequence[Slice]) -> tuple[list[list[Slice]], _LeftOut]:
     """The stacks of a series by what their images have in common; and what is no part of one, with its reason."""
     directions: list[tuple[float, ...]] = []
     spacings: list[tuple[float, ...]] = []
-    by_traits: dict[tuple[str, ...], list[Image]] = {}
-    for image in images:
-        plane = image.slice
-        rows, columns = plane.pixel_spacing
-        direction = _first_alike(directions, (*plane.row, *plane.column), _SAME_DIRECTION)
-        spacing = _first_alike(spacings, (rows, columns), _SAME_SPACING)
-        image.traits["orientation"] = str(direction)
-        image.traits["pixel spacing"] = "{:.6g} × {:.6g}".format(*spacings[spacing])
-        by_traits.setdefault(tuple(image.traits[name] for name in sorted(image.traits)), []).append(image)
-    groups = sorted(by_traits.values(), key=len, reverse=True)
-    if len(groups) < 2:
-        return groups, []
-    main = groups[0]
-    normal = _unit_normal(main[0])
-    kept, others = [main], []
-    for group in groups[1:]:
-        is_across = abs(_unit_normal(group[0]) @ normal) < _SCOUT_COSINE
-        if is_across and 2 * len(main) > len(images):
-            others += [(image, "localizer") for image in group]
+    by_traits: dict[tuple[str, ...], list[Slice]] = {}
+    for s in slices:
+        s.traits["orientation"] = str(_first_alike(directions, (*s.row, *s.column), _SAME_DIRECTION))
+        spacing = spacings[_first_alike(spacings, s.pixel_spacing, _SAME_SPACING)]
+        s.traits["pixel spacing"] = "{:.6g} × {:.6g}".format(*spacing)
+        by_traits.setdefault(tuple(s.traits.values()), []).append(s)
+    groups = list(by_traits.values())
+    main = max(groups, key=len, default=[])
+    kept, others = [], []
+    for group in groups:
+        is_across = abs(_unit_normal(group[0]) @ _unit_normal(main[0])) < _SCOUT_COSINE
+        if is_across and group is not main and 2 * len(main) > len(slices):
+            others += [(s, "localizer") for s in group]
         elif len(group) < _FEWEST <= len(main):
-            difference = _difference([main, group])
             count = f"{len(group)} image{'s' * (len(group) > 1)}"
-            others += [(image, f"{count} with another {difference}") for image in group]
+            others += [(s, f"{count} with another {_difference([main, group])}") for s in group]
         else:
             kept.append(group)
-    order = {id(image): k for k, image in enumerate(images)}
-    return sorted(kept, key=lambda group: order[id(group[0])]), others
+    return kept, others
 
 
 def _first_alike(known: list[tuple[float, ...]], values: tuple[float, ...], tolerance: float) -> int:
@@ -257,80 +215,77 @@ def _first_alike(known: list[tuple[float, ...]], values: tuple[float, ...], tole
     return len(known) - 1
 
 
-def _unit_normal(image: Image) -> np.ndarray:
-    normal = image.slice.normal
-    return normal / max(float(np.linalg.norm(normal)), 1e-9)
+def _unit_normal(s: Slice) -> np.ndarray:
+    return s.normal / max(float(np.linalg.norm(s.normal)), 1e-9)
 
 
-def _difference(groups: Sequence[Sequence[Image]]) -> str:
+def _difference(groups: Sequence[Sequence[Slice]]) -> str:
     """The trait, of those that differ between groups, that tells most."""
-    for name in _TOLD:
-        if len({group[0].traits.get(name, "") for group in groups}) > 1:
-            return name
-    return "frame of reference"
+    traits = [group[0].traits for group in groups]
+    return next(name for name in traits[0] if len({t[name] for t in traits}) > 1)
 
 
-def _told(groups: Sequence[Sequence[Image]]) -> tuple[str, ...]:
+def _told(groups: Sequence[Sequence[Slice]]) -> tuple[str, ...]:
     """A warning where a series holds several stacks."""
     if len(groups) < 2:
         return ()
     name = _difference(groups)
-    values = dict.fromkeys(group[0].traits.get(name, "") or "not given" for group in groups)
+    values = dict.fromkeys(group[0].traits[name] or "not given" for group in groups)
     shown = f"{name} {', '.join(itertools.islice(values, 5))}" if name in _SHOWN else f"they differ in {name}"
     return (f"series holds {len(groups)} stacks ({shown})",)
 
 
-def _volumes(group: Sequence[Image], *, split: bool) -> tuple[list[_Volume], list[tuple[Image, str]]]:
+def _volumes(group: Sequence[Slice], *, split: bool) -> tuple[list[_Volume], _LeftOut]:
     """The volumes of one stack, each with its notes, in rising order; and copies, with their reason.
 
     Raises InputError (mostly GeometryError) where the images form none.
     """
     normal = _unit_normal(group[0])
-    images = sorted(group, key=lambda image: float(image.slice.position @ normal))
-    places = _places(images, normal)
-    copies = []
-    for place in places:
-        first: dict[tuple[object, ...], Image] = {}
-        for image in place if len(place) > 1 else ():
-            original = first.setdefault(fingerprint(image), image)
-            if original is not image:
-                copies.append((image, f"duplicate of {original.slice.file.name}"))
-    distinct = _without(images, copies)
+    slices = sorted(group, key=lambda s: float(s.position @ normal))
+    places = _places(slices, normal)
+    crowded = [place for place in places if len(place) > 1]
+    copies = [
+        (s, f"duplicate of {original.file.name}")
+        for place in crowded
+        for s, original in _repeats(place, fingerprint)
+    ]
+    distinct = _without(slices, copies)
     if len(distinct) == len(places):
-        return _regular(distinct, split=split), copies
-    attempts = [(distinct, copies), (images, [])]  # the second: two phases may agree in some of their images
-    for candidates, left_out in attempts:
+        volumes = _regular(distinct, split=split)
+        name, n_phases = _phases_between(distinct)
+        note = f"slices of {n_phases} phases lie between each other (by {name}): read as one volume"
+        return [(volume, (*notes, note) if name else notes) for volume, notes in volumes], copies
+    for candidates, left_out in ((distinct, copies), (slices, [])):  # two phases may agree in some images
         for name, tag in _PHASES.items():
             if phases := _phases(candidates, tag):
                 note = f"{len(phases)} phases in one series, split by {name}"
                 return [(phase, (note,)) for phase in phases], left_out
-    n_crowded = sum(len(place) > 1 for place in _places(distinct, normal))
+    n_crowded = sum(len(_without(place, copies)) > 1 for place in crowded)
     raise GeometryError(f"{n_crowded} of {len(places)} positions hold more than one image")
 
 
-def _places(images: Sequence[Image], normal: np.ndarray) -> list[list[Image]]:
-    """Images, which rise along the normal, by their position."""
-    places: list[list[Image]] = []
-    for image in images:
-        position = image.slice.position
+def _places(slices: Sequence[Slice], normal: np.ndarray) -> list[list[Slice]]:
+    """Slices, which rise along the normal, by their position."""
+    places: list[list[Slice]] = []
+    for s in slices:
         for place in reversed(places):
-            off = position - place[0].slice.position
-            if off @ normal >= _SAME_PLACE:
-                places.append([image])
+            off = s.position - place[0].position
+            if off @ off < SAME_POSITION**2:
+                place.append(s)
                 break
-            if off @ off < _SAME_PLACE**2:
-                place.append(image)
+            if off @ normal >= SAME_POSITION:
+                places.append([s])
                 break
         else:
-            places.append([image])
+            places.append([s])
     return places
 
 
-def _phases(images: Sequence[Image], tag: int) -> list[list[Image]]:
-    """The images by the value of an element, where each value's images form a volume; else []."""
-    phases: dict[str, list[Image]] = {}
-    for image in images:
-        phases.setdefault(text(image.slice.header, tag), []).append(image)
+def _phases(slices: Sequence[Slice], tag: int) -> list[list[Slice]]:
+    """The slices by the value of an element, where each value's slices form a volume; else []."""
+    phases: dict[str, list[Slice]] = {}
+    for s in slices:
+        phases.setdefault(text(s.header, tag), []).append(s)
     if len(phases) < 2 or min(map(len, phases.values())) < _FEWEST:
         return []
     try:
@@ -341,19 +296,25 @@ def _phases(images: Sequence[Image], tag: int) -> list[list[Image]]:
     return list(phases.values())
 
 
-def _regular(images: list[Image], *, split: bool) -> list[_Volume]:
+def _phases_between(slices: Sequence[Slice]) -> tuple[str, int]:
+    """The name of what tells phases apart whose slices, each a volume, lie between each other, and their number."""
+    for name, tag in _PHASES.items():
+        values = [text(s.header, tag) for s in slices]
+        n_runs = 1 + sum(a != b for a, b in itertools.pairwise(values))
+        if n_runs > len(set(values)) and _phases(slices, tag):
+            return name, len(set(values))
+    return "", 0
+
+
+def _regular(slices: list[Slice], *, split: bool) -> list[_Volume]:
     """One volume, or two with `split` where the spacing changes once. InputError: none that can be read rightly."""
-    slices = [image.slice for image in images]
-    check_pixels(slices)
-    check_rescale(slices)
+    check_stored(slices)
     try:
         fit_grid(slices)
     except GeometryError:
         at = change_of_spacing(slices) if split else None
         if at is None:
             raise
-        fit_grid(slices[:at])
-        fit_grid(slices[at:])
         note = "split where the slice spacing changes"
-        return [(images[:at], (note,)), (images[at:], (note,))]
-    return [(images, ())]
+        return [(slices[:at], (note,)), (slices[at:], (note,))]
+    return [(slices, ())]

@@ -6,56 +6,49 @@ taken only if it is a number or short plain text.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctsr.io.dicom.elements import items, numbers, short, texts
+from ctsr.io.dicom.elements import numbers, texts
 from ctsr.io.dicom.records import Slice
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["KEYWORDS", "attributes"]
+__all__ = ["KEYWORDS", "UNPAIRED", "attributes"]
 
 _WHITELIST = """
     AcquisitionType BitsAllocated BitsStored BodyPartExamined BurnedInAnnotation CTDIvol ContrastBolusAgent
-    ConvolutionKernelGroup DataCollectionCenterPatient DataCollectionDiameter DistanceSourceToDetector
-    DistanceSourceToPatient EstimatedDoseSaving Exposure ExposureModulationType ExposureTime FilterType FocalSpots
-    GantryDetectorTilt HighBit KVP LossyImageCompression LossyImageCompressionMethod LossyImageCompressionRatio
-    Manufacturer ManufacturerModelName Modality MultienergyCTAcquisition PatientIdentityRemoved PatientPosition
-    PixelRepresentation PositionReferenceIndicator RecognizableVisualFeatures ReconstructionAlgorithm
-    ReconstructionAngle ReconstructionDiameter ReconstructionTargetCenterPatient RevolutionTime ScanOptions
-    SingleCollimationWidth SpacingBetweenSlices SpiralPitchFactor TableFeedPerRotation TableHeight TableSpeed
-    TotalCollimationWidth WaterEquivalentDiameter XRayTubeCurrent
+    ConvolutionKernel ConvolutionKernelGroup DataCollectionCenterPatient DataCollectionDiameter
+    DistanceSourceToDetector DistanceSourceToPatient EstimatedDoseSaving Exposure ExposureModulationType
+    ExposureTime FilterType FocalSpots GantryDetectorTilt HighBit ImageOrientationPatient KVP
+    LossyImageCompression LossyImageCompressionMethod LossyImageCompressionRatio Manufacturer
+    ManufacturerModelName Modality MultienergyCTAcquisition PatientIdentityRemoved PatientPosition
+    PixelRepresentation PixelSpacing PositionReferenceIndicator RecognizableVisualFeatures ReconstructionAlgorithm
+    ReconstructionAngle ReconstructionDiameter ReconstructionTargetCenterPatient RescaleIntercept RescaleSlope
+    RescaleType RevolutionTime ScanOptions SingleCollimationWidth SpacingBetweenSlices SpiralPitchFactor
+    TableFeedPerRotation TableHeight TableSpeed TotalCollimationWidth WaterEquivalentDiameter XRayTubeCurrent
 """
-_OF_SLICES = (  # a multi-frame object keeps these in places of its own: they come from `Slice`
-    "ConvolutionKernel", "ImageOrientationPatient", "ImageType", "PixelSpacing", "RescaleIntercept", "RescaleSlope",
-    "RescaleType", "SliceThickness", "TransferSyntaxUID",
-)  # fmt: skip
-KEYWORDS = (*_WHITELIST.split(), *_OF_SLICES)  # all that `attributes` can tell
+KEYWORDS = (*_WHITELIST.split(), "ImageType", "SliceThickness", "TransferSyntaxUID")  # all that can be told
 _TEXT = re.compile(r"[A-Za-z0-9 ._+/-]{1,64}")
-_VENDORS = (
-    "GE",
-    "SIEMENS",
-    "PHILIPS",
-    "TOSHIBA",
-    "CANON",
-    "HITACHI",
-    "NEUSOFT",
-    "UNITED IMAGING",
-    "SHIMADZU",
-)
-_BODY_PARTS = (  # DICOM PS3.16 Annex L, the parts that CT is made of; elsewhere people write sentences
-    "ABDOMEN ABDOMENPELVIS ANKLE AORTA ARM BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS CSPINE EAR ELBOW EXTREMITY EYE "
-    "FACE FEMUR FINGER FOOT FOREARM HAND HEAD HEADNECK HEART HIP JAW KIDNEY KNEE LEG LIVER LSPINE LUNG MANDIBLE "
-    "MAXILLA NECK NECKCHEST NOSE ORBIT PANCREAS PELVIS SHOULDER SINUS SKULL SPINE SSPINE TSPINE WHOLEBODY WRIST"
-)
-_SHARED, _PER_FRAME = 0x52009229, 0x52009230
-_FRAMES_LOOKED_AT = 16  # of a multi-frame object: each has tens of nested items
+_VENDOR = re.compile(r"\b(GE|SIEMENS|PHILIPS|TOSHIBA|CANON|HITACHI|NEUSOFT|UNITED IMAGING|SHIMADZU)\b")
+UNPAIRED = """
+    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS
+    CIRCLEOFWILLIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER HEAD HEADNECK HEART
+    ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN
+    NECKCHESTABDPELV NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM
+    STOMACH THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY
+"""  # body parts of PS3.16 annex L that have no side; elsewhere people write sentences
+_PAIRED = """
+    ANKLE ARM EAR ELBOW EXTREMITY EYE FEMUR FINGER FOOT FOREARM HAND HIP KIDNEY KNEE LEG LUNG MANDIBLE ORBIT SHOULDER
+    SINUS WRIST
+"""
+_BINARY = {"US": "u2", "SS": "i2", "FD": "f8", "FL": "f4"}  # VR → NumPy's type
 _LISTED = 8  # distinct values that are listed; of more numbers, only how far they reach
 
 
@@ -67,49 +60,25 @@ def attributes(slices: Sequence[Slice]) -> dict[str, Any]:
     from pydicom.datadict import tag_for_keyword
 
     tags = {int(tag_for_keyword(keyword) or 0): keyword for keyword in _WHITELIST.split()}
-    raw: dict[str, dict[Any, Any]] = {}  # keyword → value as stored → a data set that has it
-    counts: Counter[tuple[str, Any]] = Counter()  # few values are distinct: only those are converted
-    few = slices if slices[0].frame is None else slices[:: -(-len(slices) // _FRAMES_LOOKED_AT)]
-    for s in few:
-        seen: set[str] = set()
-        for dataset in _places(s):
-            for tag in tags.keys() & dataset.keys():
-                element: Any = dataset.get_item(tag)
-                value = element.value if isinstance(element.value, bytes) else str(element.value)
-                if tags[tag] not in seen:  # the outermost place wins
-                    seen.add(tags[tag])
-                    counts[tags[tag], value] += 1
-                    raw.setdefault(tags[tag], {}).setdefault(value, (dataset, tag))
-    found: dict[str, Counter[Any]] = {}
-    for (keyword, value), n in counts.items():
-        dataset, tag = raw[keyword][value]
-        found.setdefault(keyword, Counter())[_value(dataset, tag, keyword)] += n
-    kernels, types = Counter(s.kernel for s in slices), Counter(s.image_type for s in slices)
-    own = {  # these a multi-frame object keeps in places of its own
-        "ConvolutionKernel": {_single(_plain_texts(v.split("\\"))): n for v, n in kernels.items()},
-        "ImageOrientationPatient": Counter((*s.row.tolist(), *s.column.tolist()) for s in slices),
-        "ImageType": {_plain_texts(v[:4]): n for v, n in types.items()},
-        "PixelSpacing": Counter(s.pixel_spacing for s in slices),
-        "RescaleIntercept": Counter(s.intercept for s in slices),
-        "RescaleSlope": Counter(s.slope for s in slices),
-        "RescaleType": Counter(_single(_plain_texts([s.rescale_type])) for s in slices),
+    counts: Counter[tuple[int, Any]] = (
+        Counter()
+    )  # by the value as stored: few are distinct, only those are converted
+    example: dict[tuple[int, Any], Dataset] = {}
+    for s in slices:
+        for tag in tags.keys() & s.header.keys():
+            value: Any = getattr(s.header.get_item(tag), "value", None)
+            key = tag, value if isinstance(value, bytes) else str(value)
+            counts[key] += 1
+            example.setdefault(key, s.header)
+    found: dict[str, Counter[Any]] = {
+        "ImageType": Counter(_plain_texts(s.image_type) for s in slices),
         "SliceThickness": Counter(s.thickness for s in slices),
         "TransferSyntaxUID": Counter(s.transfer_syntax for s in slices),
     }
-    summaries = {keyword: _summary(found[keyword]) for keyword in found}
-    summaries |= {keyword: _summary(Counter(values)) for keyword, values in own.items()}
-    return {keyword: value for keyword, value in sorted(summaries.items()) if value is not None}
-
-
-def _places(s: Slice) -> Iterator[Dataset]:
-    """The data sets in which an attribute of this slice may stand."""
-    yield s.header
-    if s.frame is None:
-        return
-    groups = items(s.header, _SHARED)[:1] + items(s.header, _PER_FRAME)[s.frame : s.frame + 1]
-    for group in groups:
-        for tag in group.keys():  # noqa: SIM118  # iterating a Dataset converts its elements
-            yield from items(group, tag)[:1]
+    for (tag, value), n in counts.items():
+        found.setdefault(tags[tag], Counter())[_value(example[tag, value], tag, tags[tag])] += n
+    summaries = {keyword: _summary(values) for keyword, values in sorted(found.items())}
+    return {keyword: value for keyword, value in summaries.items() if value is not None}
 
 
 def _value(dataset: Dataset, tag: int, keyword: str) -> Any:
@@ -117,33 +86,28 @@ def _value(dataset: Dataset, tag: int, keyword: str) -> Any:
     from pydicom.datadict import dictionary_VR
 
     vr = dictionary_VR(tag)
-    if vr in ("US", "SS"):
-        return short(dataset, tag)
+    if vr in _BINARY:
+        return _single(_binary(dataset.get_item(tag), _BINARY[vr]))
     if vr in ("DS", "IS"):
         return _single(numbers(dataset, tag))
-    if vr in ("FD", "FL"):
-        return _single(_binary(dataset, tag, 8 if vr == "FD" else 4))
     value = texts(dataset, tag)
     if keyword == "ContrastBolusAgent":
         return bool(value)
     if keyword == "Manufacturer":
-        upper = " ".join(value).upper()
-        return next((v for v in _VENDORS if re.search(rf"\b{v}\b", upper)), "OTHER")
+        vendor = _VENDOR.search(" ".join(value).upper())
+        return vendor[1] if vendor else "OTHER"
     if keyword == "BodyPartExamined":
-        return value[0] if value and value[0] in _BODY_PARTS.split() else None
+        return value[0] if value and value[0] in f"{UNPAIRED} {_PAIRED}".split() else None
     return _single(_plain_texts(value))
 
 
-def _binary(dataset: Dataset, tag: int, n_bytes: int) -> tuple[float, ...]:
-    element: Any = dataset.get_item(tag)
-    value: Any = element.value if element is not None else None
-    if not isinstance(value, bytes):  # converted before
-        values = np.array([v for v in np.ravel(value) if isinstance(v, float)])
-    elif len(value) % n_bytes:
-        return ()
-    else:
-        values = np.frombuffer(value, dtype=f"{'<' if element.is_little_endian else '>'}f{n_bytes}")
-    return tuple(values.tolist()) if np.isfinite(values).all() else ()
+def _binary(element: Any, kind: str) -> tuple[float, ...]:
+    value = element.value
+    if isinstance(value, bytes):
+        stored = np.dtype(("<" if element.is_little_endian else ">") + kind)
+        value = np.frombuffer(value, stored) if len(value) % stored.itemsize == 0 else ()
+    values = np.ravel(value).tolist()
+    return tuple(values) if all(isinstance(v, int | float) and math.isfinite(v) for v in values) else ()
 
 
 def _plain_texts(values: Sequence[str]) -> tuple[str, ...]:

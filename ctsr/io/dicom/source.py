@@ -19,26 +19,25 @@ from typing import IO
 
 from ctsr.errors import InputError
 from ctsr.io.atomic import input_error
-from ctsr.io.dicom.header import (
-    BIG_ENDIAN,
-    DEFLATED,
-    DIRECTORY,
-    EXPLICIT,
-    IMPLICIT,
-    Header,
-    Known,
-    NotRead,
-    parse,
-    plain,
-)
+from ctsr.io.dicom.header import DIRECTORY, Header, Known, NotRead, parse, plain
 from ctsr.io.dicom.records import DicomFile, Skipped
 
-__all__ = ["BIG_ENDIAN", "DEFLATED", "EXPLICIT", "IMPLICIT", "Header", "damage", "find", "read_bytes"]
+__all__ = ["Header", "damage", "find", "read_bytes"]
 
 _OBJECT = (1 << 31) + (1 << 22)  # bytes; pixel data of more than 2 GiB are refused
 _FILES, _MEMBERS, _ARCHIVE = 2_000_000, 200_000, 1 << 36
 _TABLE = 1 << 25  # bytes of an archive's table of contents: 200,000 members with names of 120 characters
 _RATIO, _RATIO_FROM = 200, 50_000_000  # a member that inflates so much, and is so large, is a bomb
+# what zipfile and zlib raise on damaged bytes
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    ValueError,
+    RuntimeError,
+)
 
 
 def find(source: Path) -> Iterator[Header | Skipped]:
@@ -49,23 +48,22 @@ def find(source: Path) -> Iterator[Header | Skipped]:
     """
     try:
         mode = source.stat().st_mode
-        if stat.S_ISDIR(mode):
-            yield from _folder(source)
-            return
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise InputError("is a FIFO, a socket or a device", path=source, hint="name a file or a folder")
-        with source.open("rb") as opened:
-            start = opened.read(4)
+        start = b""
+        if stat.S_ISREG(mode):
+            with source.open("rb") as opened:
+                start = opened.read(4)
     except OSError as exc:
         raise input_error(exc, source) from exc
-    if start in (b"PK\x03\x04", b"PK\x05\x06"):
+    if stat.S_ISDIR(mode):
+        yield from _folder(source)
+    elif start in (b"PK\x03\x04", b"PK\x05\x06"):
         yield from _members(source)
-        return
-    found = _look(DicomFile(source.name, source), {})
-    if isinstance(found, Header) and found.sop_class == DIRECTORY:
-        yield from _folder(source.parent)
     else:
-        yield found
+        found = _look(DicomFile(source.name, source), {})
+        is_directory = isinstance(found, Header) and found.sop_class == DIRECTORY
+        yield from _folder(source.parent) if is_directory else (found,)
 
 
 def read_bytes(file: DicomFile) -> bytes:
@@ -74,8 +72,7 @@ def read_bytes(file: DicomFile) -> bytes:
         with _opened(file) as (stream, size):
             if size > _OBJECT:
                 raise InputError(f"holds {size:,} bytes, at most {_OBJECT:,} are read", path=file.name)
-            data = stream.read(size)
-            return plain(data)
+            return plain(stream.read(size))
     except NotRead as exc:
         raise InputError(str(exc), path=file.name) from exc
     except OSError as exc:
@@ -93,54 +90,53 @@ def _folder(root: Path) -> Iterator[Header | Skipped]:
             with os.scandir(folder) as scanned:
                 entries = sorted(scanned, key=lambda e: e.name)
         except OSError as exc:
-            yield Skipped(_shown(folder, root), input_error(exc, folder).reason)
+            shown = folder.relative_to(root).as_posix() if folder != root else root.name
+            yield Skipped(shown, input_error(exc, folder).reason)
             continue
         below = []
         for entry in entries:
             path = Path(entry.path)
+            name = path.relative_to(root).as_posix()
             if (n_files := n_files + 1) > _FILES:
-                raise InputError(
-                    f"holds more than {_FILES:,} files", path=root, hint="name a folder below it"
-                )
+                reason = f"holds more than {_FILES:,} files"
+                raise InputError(reason, path=root, hint="name a folder below it")
             if reason := _left_out(entry, inside):
-                yield Skipped(_shown(path, root), reason)
+                yield Skipped(name, reason)
             elif entry.is_dir(follow_symlinks=False):
                 below.append(path)
             else:
-                yield _look(DicomFile(_shown(path, root), path), known)
+                yield _look(DicomFile(name, path), known)
         waiting += reversed(below)
-
-
-def _shown(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path != root else root.name
 
 
 def _left_out(entry: os.DirEntry[str], inside: Path) -> str:
     """Why an entry of a folder is not looked into; "" where it is."""
-    if entry.name.startswith(".") or entry.name == "__MACOSX":
+    if _is_hidden(entry.name):
         return "hidden"
     try:
-        if entry.is_symlink():
-            if entry.is_dir():
-                return "a link to a folder"
-            if not Path(entry.path).resolve().is_relative_to(inside):
-                return "a link that leaves the folder"
-        return (
-            "" if entry.is_dir() or entry.is_file() else "no file or folder (FIFO, socket, device, dead link)"
-        )
+        if entry.is_symlink() and entry.is_dir():
+            return "a link to a folder"
+        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
+            return "a link that leaves the folder"
+        is_either = entry.is_dir() or entry.is_file()
+        return "" if is_either else "no file or folder (FIFO, socket, device, dead link)"
     except (OSError, RuntimeError):  # a loop of links
         return "a link that leads nowhere"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _members(source: Path) -> Iterator[Header | Skipped]:
     known = Known()
     for index, member in enumerate(_archive(source, source.stat().st_mtime_ns).infolist()):
+        name = member.filename
         if member.is_dir():
             continue
-        name = member.filename
         if reason := _unsafe(member):
             yield Skipped(re.sub(r"[^\w./ -]", "?", name), reason)
-        elif any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        elif any(map(_is_hidden, name.split("/"))):
             yield Skipped(name, "hidden")
         else:
             yield _look(DicomFile(name, source, index), known)
@@ -148,14 +144,8 @@ def _members(source: Path) -> Iterator[Header | Skipped]:
 
 def _unsafe(member: zipfile.ZipInfo) -> str:
     """Why a member of an archive is not opened; "" where it may be."""
-    name, raw = member.filename, member.orig_filename
-    if (
-        name.startswith("/")
-        or "\\" in raw
-        or "\0" in raw
-        or re.match("[A-Za-z]:", name)
-        or ".." in name.split("/")
-    ):
+    name, raw, n_bytes = member.filename, member.orig_filename, member.file_size
+    if re.match("/|[A-Za-z]:", name) or "\\" in raw or "\0" in raw or ".." in name.split("/"):
         return "its name in the archive leaves the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link in an archive"
@@ -164,10 +154,10 @@ def _unsafe(member: zipfile.ZipInfo) -> str:
     if member.compress_type not in (
         zipfile.ZIP_STORED,
         zipfile.ZIP_DEFLATED,
-    ):  # LZMA takes the memory it asks for
+    ):  # LZMA takes all memory it asks for
         return f"compressed by method {member.compress_type}, which is not read"
-    if member.file_size > _RATIO_FROM and member.file_size > _RATIO * max(member.compress_size, 1):
-        return f"{member.compress_size:,} bytes that inflate to {member.file_size:,}"
+    if n_bytes > _RATIO_FROM and n_bytes > _RATIO * max(member.compress_size, 1):
+        return f"{member.compress_size:,} bytes that inflate to {n_bytes:,}"
     return ""
 
 
@@ -190,25 +180,11 @@ def _archive(path: Path, modified: int) -> zipfile.ZipFile:
         raise input_error(exc, path) from exc
     except _DAMAGED as exc:
         raise InputError("damaged zip archive", path=path, hint="copy it again") from exc
-    total = sum(member.file_size for member in archive.infolist())
-    if len(archive.infolist()) > _MEMBERS or total > _ARCHIVE:
-        found = f"{len(archive.infolist()):,} files of {total / 2**30:.1f} GiB in all"
-        raise InputError(
-            f"holds {found}; at most {_MEMBERS:,} and 64 GiB are read", path=path, hint="unpack it"
-        )
+    n_members, total = len(archive.infolist()), sum(member.file_size for member in archive.infolist())
+    if n_members > _MEMBERS or total > _ARCHIVE:
+        found = f"holds {n_members:,} files of {total / 2**30:.1f} GiB in all"
+        raise InputError(f"{found}; at most {_MEMBERS:,} and 64 GiB are read", path=path, hint="unpack it")
     return archive
-
-
-# what zipfile and pydicom raise on damaged bytes, of every class there is
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    struct.error,
-    NotImplementedError,
-    ValueError,
-    RuntimeError,
-)
 
 
 @contextlib.contextmanager
@@ -241,6 +217,5 @@ def _look(file: DicomFile, known: Known) -> Header | Skipped:
 
 def damage(exc: Exception) -> str:
     """The reason for which a file is left out that pydicom or zipfile failed on."""
-    return (
-        "sequences nested too deep" if isinstance(exc, RecursionError) else f"damaged ({type(exc).__name__})"
-    )
+    is_deep = isinstance(exc, RecursionError)
+    return "sequences nested too deep" if is_deep else f"damaged ({type(exc).__name__})"

@@ -244,6 +244,15 @@ def test_phases_that_agree_in_one_image_are_still_two_whole_volumes(tmp_path: Pa
     assert sizes(found) == {"a": 6, "b": 6}
 
 
+@pytest.mark.parametrize("name", ["AcquisitionNumber", "TemporalPositionIdentifier", "ContentTime"])
+def test_phases_that_lie_between_each_other_are_one_volume_and_told(tmp_path: Path, name: str) -> None:
+    alternating = block(STACK, put(**{name: lambda k: str(101500 + k % 2)}))
+    told = f"slices of 2 phases lie between each other (by {name}): read as one volume"
+    found = scanned(tmp_path, alternating)
+    assert sizes(found) == {"": 6}
+    assert warnings(found) == {told}
+
+
 def test_phases_of_which_one_has_a_hole_are_refused(tmp_path: Path) -> None:
     second = planes(6, offset=50, **SMALL)
     del second[2]
@@ -299,7 +308,7 @@ def test_pixels_lie_where_the_slice_says(tmp_path: Path) -> None:
             expected = (
                 data.PixelData if s.frame is None else data.PixelData[640 * s.frame : 640 * (s.frame + 1)]
             )
-            assert s.file.path.read_bytes()[s.pixel_offset :][:640] == expected
+            assert s.file.path.read_bytes()[s.pixel_offset + 640 * (s.frame or 0) :][:640] == expected
 
 
 # multi-frame

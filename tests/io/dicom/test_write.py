@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, ResourceError, UsageError
 from ctsr.io.dicom import write
+from ctsr.io.dicom.frames import frames_of
 from ctsr.io.dicom.read import read_stack
 from ctsr.io.dicom.records import DicomFile, Slice, Stack
 from ctsr.io.dicom.scan import scan
@@ -46,17 +47,11 @@ DERIVATION = Derivation(
 
 def slice_of(header: Dataset, name: str, frame: int | None = None, path: Path = Path("absent")) -> Slice:
     """A record as the reader makes it, from a header of the simple kind that the tests use."""
-    if frame is None:
-        places = [header]
-    else:
-        groups = [header.PerFrameFunctionalGroupsSequence[frame], header.SharedFunctionalGroupsSequence[0]]
-        places = [e.value[0] for g in groups for e in g if e.VR == "SQ"]
-
-    def value(keyword, default=None):
-        return next((p.get(keyword) for p in places if p.get(keyword) is not None), default)
-
-    orientation = np.array(value("ImageOrientationPatient"), float)
     meta = getattr(header, "file_meta", None)
+    if frame is not None:
+        header = frames_of(header)[frame]
+    value = header.get
+    orientation = np.array(value("ImageOrientationPatient"), float)
     return Slice(
         file=DicomFile(name, path),
         header=header,
@@ -73,7 +68,7 @@ def slice_of(header: Dataset, name: str, frame: int | None = None, path: Path = 
         kernel="",
         image_type=(),
         transfer_syntax=str(meta.TransferSyntaxUID) if meta and "TransferSyntaxUID" in meta else EXPLICIT,
-        pixel_offset=None,
+        pixel_offset=0,
     )
 
 
@@ -394,6 +389,18 @@ def test_an_attribute_that_cannot_be_read_is_left_out(tmp_path):
     found = read_back(tmp_path / "out")[0]
     assert (found.KVP, found.SeriesNumber) == (None, 1000)
     assert not any(k in found for k in ("PatientAge", "SpiralPitchFactor", "TableSpeed", "GeneratorPower"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_names_that_no_character_set_explains_keep_their_bytes_and_get_one(tmp_path, encoding):
+    raw = "Ångström^Åsa".encode(encoding)
+    headers = [header_at(k, SpecificCharacterSet=None) for k in range(3)]
+    for header in headers:
+        tag = pydicom.tag.Tag("PatientName")
+        header[tag] = pydicom.dataelem.RawDataElement(tag, "PN", len(raw), raw, 0, False, True)
+    made(tmp_path / "out", stack_of([slice_of(h, "x") for h in headers]))
+    assert {str(found.PatientName) for found in read_back(tmp_path / "out")} == {"Ångström^Åsa"}
+    assert all(raw in path.read_bytes() for path in (tmp_path / "out").glob("*.dcm"))
 
 
 def test_a_source_without_uids_gets_a_study_and_a_frame_of_its_own(tmp_path):
