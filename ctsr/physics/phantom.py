@@ -7,14 +7,14 @@ field of view; nodules keep their size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["Nodule", "Phantom", "phantom", "thorax"]
+__all__ = ["SHAPE", "SPACING", "Nodule", "Phantom", "phantom"]
 
 SHAPE = (96, 192, 240)  # (D, H, W)
 SPACING = (1.0, 1.5, 1.5)  # mm
@@ -52,13 +52,6 @@ class Phantom:
     noise_sd: float
 
 
-def thorax(
-    seed: int, *, shape: tuple[int, int, int] = SHAPE, spacing: tuple[float, float, float] = SPACING
-) -> np.ndarray:
-    """The HU of a synthetic thorax, (D, H, W) float32; shape and spacing (mm) have the slice axis first."""
-    return phantom(seed, shape=shape, spacing=spacing).hu
-
-
 def phantom(
     seed: int,
     *,
@@ -76,23 +69,22 @@ def phantom(
     z = z + scale * rng.uniform(-25, 25)  # patients are not all cut at the same height
     chest = _Chest(rng, scale, smallest=max(_SMALLEST_VESSEL * scale, _SHOWS * max(spacing[1:])))
     bounds = [(float(a[0] - s / 2), float(a[-1] + s / 2)) for a, s in zip((z, y, x), spacing, strict=True)]
-    nodules = list(_nodules(rng, chest, bounds))
-    picture = _Picture([*chest.shapes(rng, *bounds[0]), *nodules], y, x)
-    fine = (np.arange(_PLANES) + 0.5) / _PLANES - 0.5
+    nodules = list(chest.nodules(bounds))
+    shapes = [*chest.shapes(*bounds[0]), *nodules]
+    pixel = (spacing[1] + spacing[2]) / 2
+    boxes = np.array([shape.box for shape in shapes])  # (shapes, low or high, 3)
+    boxes += np.array([[-pixel], [pixel]])
+    fine = ((np.arange(_PLANES) + 0.5) / _PLANES - 0.5) * spacing[0]
     hu = np.empty(shape, np.float32)
     for start in range(0, shape[0], _CHUNK):
         here = z[start : start + _CHUNK]
-        planes = (here[:, None] + fine * spacing[0]).ravel()
-        painted = picture.planes(planes)
-        hu[start : start + _CHUNK] = painted.reshape(len(here), _PLANES, *painted.shape[1:]).mean(axis=1)
+        painted = _painted(shapes, boxes, ((here[:, None] + fine).ravel(), y, x), pixel)
+        hu[start : start + _CHUNK] = painted.reshape(len(here), _PLANES, *shape[1:]).mean(axis=1)
     noise_sd = float(rng.uniform(8, 20)) if noise_sd is None else noise_sd
     hu += _noise(rng, shape, noise_sd)
-    at_zero = np.array([z[0], y[0], x[0]])
-    known = tuple(
-        Nodule(tuple(map(float, n.centre - at_zero)), float(2 * n.radii[0]), n.hu)  # type: ignore[arg-type]
-        for n in nodules
-    )
-    return Phantom(hu, spacing, known, noise_sd)
+    places = [(n.centre - np.array([z[0], y[0], x[0]])).tolist() for n in nodules]
+    known = (Nodule(tuple(at), float(2 * n.radii[0]), n.hu) for at, n in zip(places, nodules, strict=True))
+    return Phantom(hu, spacing, tuple(known), noise_sd)
 
 
 # ---- shapes
@@ -109,18 +101,12 @@ class _Ellipsoid:
     def box(self) -> tuple[Point, Point]:
         return self.centre - self.radii, self.centre + self.radii
 
-    def inside(self, p: Point) -> float:
-        """0 at the centre, 1 at the surface."""
-        return float(np.linalg.norm((p - self.centre) / self.radii))
-
-    def distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """mm from the surface, negative inside; first order."""
-        parts = [(c - o) / r for c, o, r in zip((z, y, x), self.centre, self.radii, strict=True)]
-        q2 = parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2
-        slope2 = sum((p / r) ** 2 for p, r in zip(parts, self.radii, strict=True))
-        q = np.sqrt(q2)
-        far: np.ndarray = (q - 1) * q / np.sqrt(slope2 + 1e-12)
-        return far
+    def distance(self, *axes: np.ndarray) -> np.ndarray:
+        """mm from the surface at (z, y, x), negative inside; first order."""
+        a, b, c = ((axis - o) / r for axis, o, r in zip(axes, self.centre, self.radii, strict=True))
+        q = np.sqrt(a**2 + b**2 + c**2)
+        slope2 = sum((part / r) ** 2 for part, r in zip((a, b, c), self.radii, strict=True))
+        return np.asarray((q - 1) * q / np.sqrt(slope2 + 1e-12))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,43 +123,31 @@ class _Tube:
     def box(self) -> tuple[Point, Point]:
         return np.minimum(self.start, self.end) - self.radius, np.maximum(self.start, self.end) + self.radius
 
-    def distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        along = self.end - self.start
-        rel = [c - o for c, o in zip((z, y, x), self.start, strict=True)]
-        t = (rel[0] * along[0] + rel[1] * along[1] + rel[2] * along[2]) / max(float(along @ along), 1e-9)
-        t = np.clip(t, 0.0, 1.0)
-        gaps = [r - t * a for r, a in zip(rel, along, strict=True)]
-        far: np.ndarray = np.sqrt(gaps[0] ** 2 + gaps[1] ** 2 + gaps[2] ** 2) - self.radius
-        return far
+    def distance(self, *axes: np.ndarray) -> np.ndarray:
+        u, v, w = self.end - self.start
+        a, b, c = (axis - o for axis, o in zip(axes, self.start, strict=True))
+        t = np.clip((a * u + b * v + c * w) / max(float(u * u + v * v + w * w), 1e-9), 0.0, 1.0)
+        return np.asarray(np.sqrt((a - t * u) ** 2 + (b - t * v) ** 2 + (c - t * w) ** 2) - self.radius)
 
 
 _Shape = _Ellipsoid | _Tube
 
 
-class _Picture:
-    """Shapes painted one over the other on planes of one field of view; edges are one pixel wide in plane."""
-
-    def __init__(self, shapes: Sequence[_Shape], y: np.ndarray, x: np.ndarray) -> None:
-        self._shapes, self._y, self._x = shapes, y.astype(np.float32), x.astype(np.float32)
-        self._pixel = float(y[1] - y[0] + x[1] - x[0]) / 2 if min(len(y), len(x)) > 1 else 1.0
-        boxes = np.array([shape.box for shape in shapes])  # (shapes, low or high, 3)
-        self._low, self._high = boxes[:, 0] - self._pixel, boxes[:, 1] + self._pixel
-
-    def planes(self, z: np.ndarray) -> np.ndarray:
-        """(planes, H, W) float32 at the heights z, mm."""
-        axes = (z.astype(np.float32), self._y, self._x)
-        first = [np.searchsorted(a, self._low[:, i]) for i, a in enumerate(axes)]
-        last = [np.searchsorted(a, self._high[:, i], side="right") for i, a in enumerate(axes)]
-        is_seen = np.all([f < t for f, t in zip(first, last, strict=True)], axis=0)
-        canvas = np.full([len(a) for a in axes], _AIR, np.float32)
-        for i in np.flatnonzero(is_seen):
-            shape = self._shapes[int(i)]
-            box = tuple(slice(int(f[i]), int(t[i])) for f, t in zip(first, last, strict=True))
-            there = np.ix_(*(a[s] for a, s in zip(axes, box, strict=True)))
-            cover = np.clip(0.5 - shape.distance(*there) / self._pixel, 0.0, 1.0) * shape.opacity
-            area = canvas[box]
-            area += cover * (shape.hu - area)
-        return canvas
+def _painted(
+    shapes: Sequence[_Shape], boxes: np.ndarray, axes: Sequence[np.ndarray], pixel: float
+) -> np.ndarray:
+    """(planes, H, W) float32: shapes painted one over the other, edges one pixel wide. axes: z, y, x, mm."""
+    axes = [a.astype(np.float32) for a in axes]
+    first = np.stack([np.searchsorted(a, boxes[:, 0, i]) for i, a in enumerate(axes)], axis=1)
+    last = np.stack([np.searchsorted(a, boxes[:, 1, i], side="right") for i, a in enumerate(axes)], axis=1)
+    canvas = np.full([len(a) for a in axes], _AIR, np.float32)
+    for i in np.flatnonzero((first < last).all(axis=1)).tolist():
+        box = tuple(map(slice, first[i], last[i]))
+        there = np.ix_(*(a[s] for a, s in zip(axes, box, strict=True)))
+        cover = np.clip(0.5 - shapes[i].distance(*there) / pixel, 0.0, 1.0) * shapes[i].opacity
+        area = canvas[box]
+        area += cover * (shapes[i].hu - area)
+    return canvas
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int, int], sd: float) -> np.ndarray:
@@ -183,8 +157,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int, int], sd: float) -> 
         white = rng.standard_normal(shape[1:], dtype=np.float32)
         ndimage.gaussian_filter(white, 0.7, output=each)
         each -= ndimage.gaussian_filter(white, 2.5)  # a ramp filter leaves little at low frequencies
-    noise *= np.float32(sd / max(float(noise.std()), 1e-6))
-    return noise
+    return noise * np.float32(sd / max(float(noise.std()), 1e-6))
 
 
 # ---- anatomy
@@ -194,17 +167,21 @@ class _Chest:
     """The large parts of one patient, drawn once; `shapes` lists everything in the order of painting."""
 
     def __init__(self, rng: np.random.Generator, scale: float, *, smallest: float) -> None:
-        self.scale, self.smallest = scale, smallest
+        self.rng, self.scale, self.smallest = rng, scale, smallest
         grow = rng.uniform(0.93, 1.03, 3)
 
         def ellipsoid(centre: Sequence[float], radii: Sequence[float], hu: float) -> _Ellipsoid:
             wobble = rng.uniform(0.96, 1.04, 3)
             return _Ellipsoid(scale * np.array(centre), scale * np.array(radii) * grow * wobble, hu)
 
+        def trunk(forward: float, deep: float, wide: float, hu: float) -> _Ellipsoid:
+            radii = np.array([1e6, deep * scale, wide * scale * float(grow[2])])
+            return _Ellipsoid(np.array([0, forward * scale, 0]), radii, hu)
+
         self.blood = float(rng.choice([45.0, 45.0, 190.0]))  # a third with contrast medium
         lung = float(rng.uniform(-880, -840))
         self.lungs = (
-            ellipsoid((-30, -4, -71), (150, 79, 61), lung),  # left
+            ellipsoid((-30, -4, -71), (150, 79, 61), lung),
             ellipsoid((-30, -4, 73), (150, 80, 64), lung),
         )
         self.heart = ellipsoid((-52, 25, -27), (55, 46, 56), self.blood)
@@ -212,17 +189,12 @@ class _Chest:
             ellipsoid((-150, 0, 70), (85, 78, 72), 60.0),  # liver
             ellipsoid((-158, -5, -72), (80, 72, 64), 48.0),  # spleen and stomach
         )
-        solid = [*self.lungs, self.heart, *self.domes, _Ellipsoid(*self._middle(), 0.0)]
+        # the mediastinum is fat around what is painted over it
+        self.middle = _Ellipsoid(scale * np.array([20.0, 0, 0]), scale * np.array([1e6, 76.0, 27.0]), -60.0)
+        self.body = trunk(0, 122, 172, -20.0), trunk(0, 120, 170, _FAT), trunk(-3, 104, 152, _MUSCLE)
+        solid = [*self.lungs, self.heart, *self.domes, self.middle]
         self._centres = np.array([e.centre for e in solid])
         self._radii = np.array([e.radii for e in solid])
-        wide = float(grow[2])
-        self.body = [
-            _Ellipsoid(np.zeros(3), np.array([1e6, 122 * scale, 172 * scale * wide]), -20.0),  # skin
-            _Ellipsoid(np.zeros(3), np.array([1e6, 120 * scale, 170 * scale * wide]), _FAT),
-            _Ellipsoid(
-                np.array([0, -3 * scale, 0]), np.array([1e6, 104 * scale, 152 * scale * wide]), _MUSCLE
-            ),
-        ]
         self.emphysema = int(rng.integers(0, 60))
 
     def is_lung(self, p: Point) -> bool:
@@ -230,35 +202,28 @@ class _Chest:
         q2 = (((p - self._centres) / self._radii) ** 2).sum(axis=1)
         return bool(q2[:2].min() < 0.96**2 and q2[2:].min() > 1.05**2)
 
-    def _middle(self) -> tuple[Point, np.ndarray]:
-        """Centre and radii of the mediastinum."""
-        return self.scale * np.array([20.0, 0, 0]), self.scale * np.array([1e6, 76.0, 27.0])
-
-    def shapes(self, rng: np.random.Generator, bottom: float, top: float) -> Iterator[_Shape]:
+    def shapes(self, bottom: float, top: float) -> Iterator[_Shape]:
         """From the skin inwards; bottom, top: mm, what the volume shows."""
-        s = self.scale
-        yield from self.body
-        yield from self.lungs
-        yield from self._texture(rng, bottom, top)
-        yield _Ellipsoid(*self._middle(), -60.0)  # the mediastinum is fat around what follows
-        yield from self._vessels(rng)
-        yield from self.domes
-        yield self.heart
+        yield from (*self.body, *self.lungs)
+        yield from self._texture(bottom, top)
+        yield self.middle
+        yield from self._vessels()
+        yield from (*self.domes, self.heart)
         yield from self._great_vessels()
-        yield from self._airways(rng)
-        yield from _spine(s, bottom, top)
-        yield from _ribs(s, bottom, top)
+        yield from self._airways()
+        yield from _spine(self.scale, bottom, top)
+        yield from _ribs(self.scale, bottom, top)
 
-    def _texture(self, rng: np.random.Generator, bottom: float, top: float) -> Iterator[_Shape]:
+    def _texture(self, bottom: float, top: float) -> Iterator[_Shape]:
         """Soft patches a little denser or lighter than the rest, denser at the back; then emphysema."""
+        rng = self.rng
         for lung in self.lungs:
             for _ in range(160):
                 at = lung.centre + lung.radii * rng.uniform(-1, 1, 3)
-                if lung.inside(at) > 0.9:
-                    continue
-                back = (lung.centre[1] - at[1]) / lung.radii[1]
-                value = lung.hu + 35 * float(back) + float(rng.normal(0, 40))
-                yield _Ellipsoid(at, self.scale * rng.uniform(5, 22, 3), value, 0.45)
+                aside = (at - lung.centre) / lung.radii
+                if np.linalg.norm(aside) <= 0.9:
+                    value = lung.hu - 35 * float(aside[1]) + float(rng.normal(0, 40))
+                    yield _Ellipsoid(at, self.scale * rng.uniform(5, 22, 3), value, 0.45)
         for _ in range(self.emphysema):
             lung = self.lungs[int(rng.integers(2))]
             at = lung.centre + lung.radii * rng.uniform(-0.8, 0.8, 3)
@@ -267,148 +232,115 @@ class _Chest:
                 size = self.scale * float(rng.uniform(2, 9))
                 yield _Ellipsoid(at, size * rng.uniform(0.7, 1.3, 3), _EMPHYSEMA, 0.9)
 
-    def _vessels(self, rng: np.random.Generator) -> Iterator[_Tube]:
+    def _vessels(self) -> Iterator[_Tube]:
         """Arteries and veins that branch from the hila into the lungs."""
-        for side in (-1.0, 1.0):
-            for _ in range(2):  # arteries, veins
-                for up in (75.0, 20.0, -30.0, -90.0):
-                    hilum = self.scale * np.array([rng.uniform(0, 22), rng.uniform(-14, 8), side * 30])
-                    aim = np.array([up, rng.uniform(-55, 55), side * 70.0])
-                    radius = self.scale * float(rng.uniform(3.2, 4.6))
-                    yield from _tree(
-                        rng, hilum, _unit(aim), radius, self.is_lung, self.blood, smallest=self.smallest
-                    )
+        rng = self.rng
+        for side, _, up in product((-30.0, 30.0), ("artery", "vein"), (75.0, 20.0, -30.0, -90.0)):
+            hilum = self.scale * np.array([rng.uniform(0, 22), rng.uniform(-14, 8), side])
+            aim = np.array([up, rng.uniform(-55, 55), side / 30 * 70])
+            radius = self.scale * float(rng.uniform(3.2, 4.6))
+            yield from self._tree(hilum, aim, radius, self.blood, smallest=self.smallest)
 
     def _great_vessels(self) -> Iterator[_Tube]:
         s, blood = self.scale, self.blood
         angles = np.linspace(0, np.pi, 9)
-        arch = [np.array([58 + 24 * np.sin(a), -8 + 34 * np.cos(a), -4 - 16 * np.sin(a / 2)]) for a in angles]
-        yield from _chain(
-            [np.array([-30.0, 24, 4]), np.array([58.0, 26, -4])], 15, blood, s
-        )  # ascending aorta
+        arch = [(58 + 24 * np.sin(a), -8 + 34 * np.cos(a), -4 - 16 * np.sin(a / 2)) for a in angles]
+        yield from _chain([(-30, 24, 4), (58, 26, -4)], 15, blood, s)  # ascending aorta
         yield from _chain(arch, 13, blood, s)
-        yield from _chain(
-            [arch[-1], np.array([20.0, -50, -24]), np.array([-400.0, -46, -16])], 11.5, blood, s
-        )
-        yield from _chain([np.array([-20.0, 16, 26]), np.array([130.0, 12, 24])], 9, blood, s)  # vena cava
-        yield from _chain([np.array([-20.0, 32, -16]), np.array([22.0, 2, -18])], 14, blood, s)  # pulmonary
-        for side in (-1.0, 1.0):
-            yield from _chain([np.array([20.0, 0, -8]), np.array([12.0, -6, side * 34])], 10, blood, s)
+        yield from _chain([arch[-1], (20, -50, -24), (-400, -46, -16)], 11.5, blood, s)
+        yield from _chain([(-20, 16, 26), (130, 12, 24)], 9, blood, s)  # vena cava
+        yield from _chain([(-20, 32, -16), (22, 2, -18)], 14, blood, s)  # pulmonary
+        for side in (-34, 34):
+            yield from _chain([(20, 0, -8), (12, -6, side)], 10, blood, s)
 
-    def _airways(self, rng: np.random.Generator) -> Iterator[_Tube]:
+    def _airways(self) -> Iterator[_Tube]:
         """Trachea, main bronchi and their branches: a wall, and air in it."""
-        s = self.scale
-        carina = np.array([38.0, -16, 2])
-        trunk = [(np.array([300.0, -16, 2]), carina, 9.0)]
-        for side in (-1.0, 1.0):
-            trunk.append((carina, np.array([10.0, -14, side * 30]), 6.5))
-        pieces = [_Tube(s * a, s * b, s * r, 0.0) for a, b, r in trunk]
-        for side in (-1.0, 1.0):
-            for up in (60.0, 5.0, -70.0):
-                aim = _unit(np.array([up, rng.uniform(-25, 25), side * 60.0]))
-                hilum = s * np.array([10.0, -14, side * 30])
-                pieces += _tree(
-                    rng, hilum, aim, s * 3.6, self.is_lung, 0.0, smallest=max(s * 1.3, self.smallest)
-                )
-        for p in pieces:
-            yield _Tube(p.start, p.end, p.radius * 1.2 + 0.5 * s, 20.0)
-        for p in pieces:
-            yield _Tube(p.start, p.end, p.radius, -990.0)
+        s, carina, hila = self.scale, (38, -16, 2), ((10, -14, -30), (10, -14, 30))
+        pieces = [*_chain([(300, -16, 2), carina], 9, 0.0, s)]
+        for hilum in hila:
+            pieces += _chain([carina, hilum], 6.5, 0.0, s)
+        for hilum, up in product(hila, (60.0, 5.0, -70.0)):
+            aim = np.array([up, self.rng.uniform(-25, 25), 2.0 * hilum[2]])
+            smallest = max(s * 1.3, self.smallest)
+            pieces += self._tree(s * np.array(hilum), aim, s * 3.6, 0.0, smallest=smallest)
+        yield from (_Tube(p.start, p.end, p.radius * 1.2 + 0.5 * s, 20.0) for p in pieces)
+        yield from (_Tube(p.start, p.end, p.radius, -990.0) for p in pieces)
 
+    def _tree(self, start: Point, aim: Point, radius: float, hu: float, *, smallest: float) -> list[_Tube]:
+        """Tubes that fork into two (r₀³ = 2 r₁³, Murray 1926) until they would leave the lung or are too thin."""
+        tubes: list[_Tube] = []
+        growing = [(start, _unit(aim), radius)]
+        while growing:
+            at, heading, r = growing.pop()
+            if r < smallest:
+                continue
+            length = r * self.rng.uniform(3.5, 6.0) + 5.0
+            for _ in range(4):
+                end = at + length * _unit(heading + self.rng.normal(0, 0.25, 3))
+                if self.is_lung(end) or (not tubes and r == radius):
+                    break
+            else:
+                continue
+            tubes.append(_Tube(at, end, r, hu))
+            aside = _unit(np.cross(heading, self.rng.normal(size=3)))
+            for sign in (-1.0, 1.0):
+                growing.append((end, _unit(heading + sign * self.rng.uniform(0.3, 0.8) * aside), r * 0.794))
+        return tubes
 
-def _nodules(
-    rng: np.random.Generator, chest: _Chest, bounds: Sequence[tuple[float, float]]
-) -> Iterator[_Ellipsoid]:
-    """Two to seven spheres that lie wholly in the lungs and in the volume, apart from each other."""
-    wanted = int(rng.integers(2, 8))
-    found: list[_Ellipsoid] = []
-    for _ in range(400):
-        if len(found) == wanted:
-            return
-        diameter = float(rng.choice([4.0, 5, 6, 8, 10, 12]))
-        hu = float(rng.choice([40.0, 40.0, -450.0, 300.0]))  # solid, ground glass, calcified
-        reach = diameter / 2 + 3
-        at = np.array([rng.uniform(low, high) for low, high in bounds])
-        rim = [at + reach * np.array(d) for d in np.vstack([np.eye(3), -np.eye(3)])]
-        is_in = all(low + reach < c < high - reach for (low, high), c in zip(bounds, at, strict=True))
-        if is_in and all(map(chest.is_lung, rim)) and all(np.linalg.norm(at - f.centre) > 25 for f in found):
-            found.append(_Ellipsoid(at, np.full(3, diameter / 2), hu))
-            yield found[-1]
-
-
-def _tree(
-    rng: np.random.Generator,
-    start: Point,
-    direction: np.ndarray,
-    radius: float,
-    is_allowed: Callable[[Point], bool],
-    hu: float,
-    *,
-    smallest: float,
-) -> list[_Tube]:
-    """Tubes that fork into two (r₀³ = 2 r₁³, Murray 1926) until they would leave the lung or are too thin."""
-    tubes: list[_Tube] = []
-    growing = [(start, direction, radius)]
-    while growing:
-        at, heading, r = growing.pop()
-        if r < smallest:
-            continue
-        length = r * rng.uniform(3.5, 6.0) + 5.0
-        for _ in range(4):
-            end = at + length * _unit(heading + rng.normal(0, 0.25, 3))
-            if is_allowed(end) or (not tubes and r == radius):
-                break
-        else:
-            continue
-        tubes.append(_Tube(at, end, r, hu))
-        aside = _unit(np.cross(heading, rng.normal(size=3)))
-        for sign in (-1.0, 1.0):
-            growing.append((end, _unit(heading + sign * rng.uniform(0.3, 0.8) * aside), r * 0.794))
-    return tubes
+    def nodules(self, bounds: Sequence[tuple[float, float]]) -> Iterator[_Ellipsoid]:
+        """Two to seven spheres that lie wholly in the lungs and in the volume, apart from each other."""
+        rng = self.rng
+        wanted = int(rng.integers(2, 8))
+        found: list[_Ellipsoid] = []
+        for _ in range(400):
+            if len(found) == wanted:
+                return
+            diameter = float(rng.choice([4.0, 5, 6, 8, 10, 12]))
+            hu = float(rng.choice([40.0, 40.0, -450.0, 300.0]))  # solid, ground glass, calcified
+            reach = diameter / 2 + 3
+            at = np.array([rng.uniform(low, high) for low, high in bounds])
+            rim = at + reach * np.vstack([np.eye(3), -np.eye(3)])
+            is_in = all(low + reach < c < high - reach for (low, high), c in zip(bounds, at, strict=True))
+            is_apart = all(np.linalg.norm(at - f.centre) > 25 for f in found)
+            if is_in and is_apart and all(map(self.is_lung, rim)):
+                found.append(_Ellipsoid(at, np.full(3, diameter / 2), hu))
+                yield found[-1]
 
 
 def _spine(s: float, bottom: float, top: float) -> Iterator[_Shape]:
     """Vertebrae of 22 mm with discs of 5 mm between them, the canal, and the processes."""
-    behind = -66.0
-    yield from _chain([np.array([-400.0, behind, 0]), np.array([400.0, behind, 0])], 16, _DISC, s)
+    behind = -66
+    yield from _chain([(-400, behind, 0), (400, behind, 0)], 16, _DISC, s)
     for z in np.arange(-405.0, 405.0, 27.0):
         if not bottom - 40 * s < z * s < top + 40 * s:
             continue
         for hu, wall in ((_CORTEX, 0.0), (_MARROW, 1.8)):
-            radii = np.array([12.5 - wall, 15.5 - wall, 19 - wall])
-            yield _Ellipsoid(s * np.array([z, behind, 0]), s * radii, hu)
-            yield from _chain([np.array([z - 3, -88, 0]), np.array([z - 14, -101, 0])], 4 - wall, hu, s)
-            for side in (-1.0, 1.0):
-                ends = [np.array([z + 3, -82, side * 12]), np.array([z + 5, -88, side * 32])]
-                yield from _chain(ends, 5 - wall, hu, s)
-    yield from _chain([np.array([-400.0, -86, 0]), np.array([400.0, -86, 0])], 8, 25.0, s)
+            yield _Ellipsoid(s * np.array([z, behind, 0]), s * (np.array([12.5, 15.5, 19]) - wall), hu)
+            yield from _chain([(z - 3, -88, 0), (z - 14, -101, 0)], 4 - wall, hu, s)
+            for side in (-1, 1):
+                yield from _chain([(z + 3, -82, side * 12), (z + 5, -88, side * 32)], 5 - wall, hu, s)
+    yield from _chain([(-400, -86, 0), (400, -86, 0)], 8, 25.0, s)
 
 
 def _ribs(s: float, bottom: float, top: float) -> Iterator[_Shape]:
     """Pairs of ribs that fall from the spine to the front, and the breastbone."""
     angles = np.linspace(-1.36, 1.15, 13)
+    fall = 62 * (np.sin(angles) - np.sin(angles[0])) / 2
     for z in np.arange(-405.0, 470.0, 27.0):
-        fall = 62 * (np.sin(angles) - np.sin(angles[0])) / 2
+        if s * z < bottom - 10 * s or s * (z - fall.max()) > top + 10 * s:
+            continue
         for side in (-1.0, 1.0):
-            path = [
-                np.array([z - f, 93 * np.sin(a) - 3, side * 141 * np.cos(a)])
-                for a, f in zip(angles, fall, strict=True)
-            ]
-            heights = [s * p[0] for p in path]
-            if max(heights) < bottom - 10 * s or min(heights) > top + 10 * s:
-                continue
+            path = np.column_stack([z - fall, 93 * np.sin(angles) - 3, side * 141 * np.cos(angles)])
             yield from _chain(path, 5.5, _CORTEX, s)
             yield from _chain(path, 3.6, _MARROW, s)
     for hu, wall in ((_CORTEX, 0.0), (_MARROW, 1.6)):
-        radii = np.array([95 - wall, 6.5 - wall, 19 - wall])
-        yield _Ellipsoid(s * np.array([10.0, 92, 0]), s * radii, hu)
+        yield _Ellipsoid(s * np.array([10.0, 92, 0]), s * (np.array([95, 6.5, 19]) - wall), hu)
 
 
-def _chain(points: Sequence[Point], radius: float, hu: float, scale: float) -> Iterator[_Tube]:
+def _chain(points: Iterable[Sequence[float]], radius: float, hu: float, scale: float) -> Iterator[_Tube]:
     for a, b in pairwise(points):
-        yield _Tube(scale * a, scale * b, scale * radius, hu)
+        yield _Tube(scale * np.array(a), scale * np.array(b), scale * radius, hu)
 
 
 def _unit(v: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = v / max(float(np.linalg.norm(v)), 1e-9)
-    return unit
+    return np.asarray(v / max(float(np.linalg.norm(v)), 1e-9))

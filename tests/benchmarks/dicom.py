@@ -181,9 +181,9 @@ def quality() -> dict[str, str]:
 
 def slices(folder: Path, syntax: str) -> Path:
     """300 slices of a noisy thorax phantom, 512 × 512, int16."""
-    from ctsr.physics.phantom import thorax
+    from ctsr.physics.phantom import phantom
 
-    block = thorax(1, shape=(64, 512, 512), spacing=(1.0, 0.7, 0.7))
+    block = phantom(1, shape=(64, 512, 512), spacing=(1.0, 0.7, 0.7)).hu
     noise = np.random.default_rng(0).normal(0, 20, block.shape)
     hu = np.rint(np.clip(block + noise, -1024, 3000)).astype(np.int16)
     folder.mkdir()

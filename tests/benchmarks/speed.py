@@ -30,9 +30,9 @@ SHAPE = (133, 512, 512)  # thick slices, rows, columns
 
 def thick_input(path: Path, slices: int = SHAPE[0]) -> np.ndarray:
     """An int16 thorax phantom on disk; returns its voxels, (I, J, K)."""
-    from ctsr.physics.phantom import thorax
+    from ctsr.physics.phantom import phantom
 
-    block = thorax(1, shape=(64, 512, 512), spacing=(2.5, 0.7, 0.7))
+    block = phantom(1, shape=(64, 512, 512), spacing=(2.5, 0.7, 0.7)).hu
     hu = np.rint(block[0] if isinstance(block, tuple) else block).astype(np.int16)
     hu = np.concatenate([hu, hu[::-1]] * (slices // 128 + 1))[:slices]
     data = np.asfortranarray(hu.transpose(2, 1, 0))
