@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +13,14 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.atomic import write_bytes
-from ctsr.io.lists import read_table, stem, volumes_in
+from ctsr.io.lists import read_table, volumes_in
 from ctsr.io.nifti import read_volume
 from ctsr.io.scans import is_folder_of_scans, read_scan
 from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, compare, refuse_other_grid
 from ctsr.workflows.evaluate_thin import ThinOptions, load, score_thin
 from ctsr.workflows.evaluation import Evaluation, Wanted
 from ctsr.workflows.figures import Picture
-from ctsr.workflows.folder import Case, run_cases
+from ctsr.workflows.folder import Case, about, run_cases
 
 __all__ = ["evaluate_files", "evaluate_thin_files"]
 
@@ -50,8 +49,7 @@ def evaluate_files(
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     is_one = not (is_pairs or is_folder_of_scans(pred))
-    inputs, has_thick = [p for p in (pred, ref, thick) if p is not None], is_pairs or thick is not None
-    known = wanted.checked(inputs, is_one=is_one, has_ref=ref is not None, has_thick=has_thick)
+    known = wanted.checked([p for p in (pred, ref, thick) if p is not None], is_one=is_one)
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
     def work(case: _Files, picture: Picture | None) -> Scored:
@@ -74,8 +72,7 @@ def evaluate_files(
 def evaluate_thin_files(source: Path, options: ThinOptions, wanted: Wanted = Wanted()) -> Evaluation:
     """Simulate from a file or all files of a folder, thin, and score; conditions are about the first method."""
     is_one = not is_folder_of_scans(source)
-    has_one_picture = is_one and len(options.factors) == 1
-    known = wanted.checked([source], is_one=has_one_picture, has_ref=True, has_thick=True)
+    known = wanted.checked([source], is_one=is_one and len(options.factors) == 1)
     if not source.exists():
         raise InputError("does not exist", path=source)
     thinners = load(options)
@@ -108,7 +105,7 @@ def _evaluated(
 
     def one(case: C) -> Mapping[str, Any]:
         picture = None if wanted.figure is None else Picture()
-        with _about(case.source):
+        with about(case.source):
             rows, notes = work(case, picture)
         if wanted.figure is not None and picture is not None:
             write_bytes(wanted.figure, picture.png(case.name), overwrite=wanted.overwrite)
@@ -131,23 +128,12 @@ def _evaluated(
     return evaluation
 
 
-@contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Errors from within that name no file are about this one."""
-    try:
-        yield
-    except CtsrError as exc:
-        if exc.path is not None or isinstance(exc, UsageError):
-            raise
-        raise type(exc)(exc.reason, path=path, hint=exc.hint) from exc
-
-
 def _mask(mask: str, like: Volume) -> str | np.ndarray:
     """The name of a mask, or a mask file as bool on the grid of `like`: where it is above 0."""
     if mask in NAMED_MASKS:
         return mask
     volume = read_volume(mask, allow_labels=True, allow_not_hu=True)
-    with _about(Path(mask)):
+    with about(Path(mask)):
         refuse_other_grid(volume, like.affine, like.shape, "the volume")
     return volume.data > 0
 
@@ -170,28 +156,17 @@ def _cases(
         return [_Files(pred.name, pred, pred, ref=ref, thick=thick)], []
     if file := next((p for p in others if not is_folder_of_scans(p)), None):
         raise UsageError(f"is not a folder, {pred} is one", path=file)
-    found = {_key(p, pred): p.relative_to(pred) for p in volumes_in(pred)}
-    notes: list[str] = []
-
-    def there(folder: Path | None) -> dict[str, Path]:
-        """The file of each result, where there is one; else what it would be called."""
-        if folder is None:
-            return {}
-        files = {_key(path, folder): path for path in volumes_in(folder)}
-        if lonely := sorted(set(files) - set(found)):
-            notes.append(f"{folder}: {len(lonely)} files have no result in {pred}, the first is {lonely[0]}")
-        return {key: files.get(key, folder / name) for key, name in found.items()}
-
-    refs, thicks = there(ref), there(thick)
-    return [
-        _Files(str(name), pred / name, pred / name, ref=refs.get(key), thick=thicks.get(key))
-        for key, name in found.items()
-    ], notes
-
-
-def _key(path: Path, folder: Path) -> str:
-    """A file's relative name without its suffix: a.nii.gz and a.nii are one case."""
-    return (path.relative_to(folder).parent / stem(path)).as_posix()
+    names = [path.relative_to(pred) for path in volumes_in(pred)]
+    lonely = {p: sorted({f.relative_to(p) for f in volumes_in(p)} - set(names)) for p in others}
+    cases = [
+        _Files(str(name), pred / name, pred / name, ref=ref and ref / name, thick=thick and thick / name)
+        for name in names
+    ]
+    return cases, [
+        f"{folder}: {len(files)} files have no result in {pred}, the first is {files[0]}"
+        for folder, files in lonely.items()
+        if files
+    ]
 
 
 def _pairs(results: Path, table: Path) -> list[_Files]:

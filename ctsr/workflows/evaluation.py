@@ -123,10 +123,8 @@ class Wanted:
     overwrite: bool = False
     report: Report = field(default_factory=Report)
 
-    def checked(
-        self, inputs: Sequence[Path], *, is_one: bool, has_ref: bool, has_thick: bool
-    ) -> list[Requirement]:
-        """The conditions, parsed; UsageError, before any work, for what can't be measured or written."""
+    def checked(self, inputs: Sequence[Path], *, is_one: bool) -> list[Requirement]:
+        """The conditions, parsed; UsageError, before any work, for what is unknown or can't be written."""
         if self.out is not None and self.out.suffix.lower() not in (".csv", ".json"):
             raise UsageError("ends in neither .csv nor .json", path=self.out)
         if self.figure is not None and self.figure.suffix.lower() != ".png":
@@ -136,14 +134,7 @@ class Wanted:
         for path in (self.out, self.figure):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, inputs=inputs)
-        found = [parse_requirement(text, known=KNOWN) for text in self.requirements]
-        for text, each in zip(self.requirements, found, strict=True):
-            is_residual = each.metric.startswith("residual")
-            if (is_residual or each.metric == GAIN) and not has_thick:
-                raise UsageError(f"--require {text}: {each.metric} needs --thick")
-            if not is_residual and not has_ref:
-                raise UsageError(f"--require {text}: {each.metric} needs REF")
-        return found
+        return [parse_requirement(text, known=KNOWN) for text in self.requirements]
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:

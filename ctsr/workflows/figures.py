@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["WINDOWS", "Picture", "comparison", "panel", "png", "preview"]
+__all__ = ["WINDOWS", "Picture", "Spectrum", "panel", "png", "preview"]
 
 WINDOWS = {"lung": (-600.0, 1500.0), "soft tissue": (40.0, 400.0)}  # level, width, HU
 
@@ -20,7 +20,11 @@ Spectrum = tuple[np.ndarray, np.ndarray]  # cycles per slice, power over the tru
 
 @dataclass(slots=True)
 class Picture:
-    """What `comparison` shows: middle coronal planes, each with its slice spacing, and spectra."""
+    """A result beside its truth.
+
+    planes: (slices, W) HU and slice spacing, mm, of truth, thick, cubic, result, or some of them.
+    pixel_mm: width of a voxel.
+    """
 
     pixel_mm: float = 1.0
     planes: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
@@ -33,8 +37,29 @@ class Picture:
             self.spectra[name] = spectrum
 
     def png(self, title: str) -> bytes:
-        """The figure's bytes."""
-        return comparison(self.planes, self.spectra, pixel=self.pixel_mm, title=title)
+        """Coronal planes in both windows, error maps, and the power left at each frequency."""
+        shown = [name for name in ("truth", "thick", "cubic", "result") if name in self.planes]
+        base = "truth" if "truth" in self.planes else "cubic" if "cubic" in self.planes else None
+        figure, axes = _grid(3, len(shown))
+        figure.suptitle(title.replace("$", r"\$"), fontsize=10)
+        for column, name in enumerate(shown):
+            plane, spacing = self.planes[name]
+            extent = (0.0, plane.shape[1] * self.pixel_mm, 0.0, len(plane) * spacing)
+            for row, (window, limits) in enumerate(WINDOWS.items()):
+                panel(axes[row][column], plane, extent, limits, f"{name}, {window}")
+            axes[2][column].set_axis_off()
+            if base and name != base and name in ("cubic", "result"):
+                error, limits = plane - self.planes[base][0], (0.0, 2 * ERROR_HU)
+                words = f"{name} − {base}, ±{ERROR_HU:g} HU"
+                panel(axes[2][column], error, extent, limits, words, colours="RdBu_r")
+        if self.spectra:
+            axis = axes[2][0]
+            axis.set_axis_on()
+            for label, (frequency, ratio) in self.spectra.items():
+                axis.plot(frequency, ratio, label=label)
+            axis.set(xlabel="cycles per slice", ylabel="power / truth's", xlim=(0, 0.5), ylim=(0, 1.5))
+            axis.legend(fontsize=7)
+        return png(figure)
 
 
 def preview(
@@ -55,43 +80,6 @@ def preview(
     return png(figure)
 
 
-def comparison(
-    planes: Mapping[str, tuple[np.ndarray, float]],
-    spectra: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    pixel: float,
-    title: str,
-) -> bytes:
-    """PNG bytes: coronal planes in both windows, error maps, and the power left at each frequency.
-
-    planes: name → (slices, W) HU and slice spacing, mm; truth, thick, cubic, result, or some of them.
-    spectra: name → cycles per slice, and power over the truth's. pixel: width of a voxel, mm.
-    """
-    shown = [name for name in ("truth", "thick", "cubic", "result") if name in planes]
-    base = "truth" if "truth" in planes else "cubic" if "cubic" in planes else None
-    figure, axes = _grid(3, len(shown))
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
-    for column, name in enumerate(shown):
-        plane, spacing = planes[name]
-        extent = (0.0, plane.shape[1] * pixel, 0.0, len(plane) * spacing)
-        for row, (window, limits) in enumerate(WINDOWS.items()):
-            panel(axes[row][column], plane, extent, limits, f"{name}, {window}")
-        axes[2][column].set_axis_off()
-        if base and name != base and name in ("cubic", "result"):
-            error, limits = plane - planes[base][0], (0.0, 2 * ERROR_HU)
-            panel(
-                axes[2][column], error, extent, limits, f"{name} − {base}, ±{ERROR_HU:g} HU", colours="RdBu_r"
-            )
-    if spectra:
-        axis = axes[2][0]
-        axis.set_axis_on()
-        for name, (frequency, ratio) in spectra.items():
-            axis.plot(frequency, ratio, label=name)
-        axis.set(xlabel="cycles per slice", ylabel="power / truth's", xlim=(0, 0.5), ylim=(0, 1.5))
-        axis.legend(fontsize=7)
-    return png(figure)
-
-
 def panel(
     axis: Any,
     plane: np.ndarray,
@@ -102,15 +90,8 @@ def panel(
 ) -> None:
     """One image (z upwards, voxels as they are) in a window of (level, width) HU; extent: mm."""
     level, width = window
-    axis.imshow(
-        plane,
-        cmap=colours,
-        vmin=level - width / 2,
-        vmax=level + width / 2,
-        extent=extent,
-        origin="lower",
-        interpolation="nearest",
-    )
+    limits = {"vmin": level - width / 2, "vmax": level + width / 2}
+    axis.imshow(plane, cmap=colours, extent=extent, origin="lower", interpolation="nearest", **limits)
     axis.set_title(title, fontsize=8)
     axis.set_axis_off()
 

@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -32,8 +33,8 @@ from ctsr.io.provenance import read_record, read_sidecar, sha256_of
 from ctsr.io.scans import find_series, is_dicom, only_series
 
 __all__ = [
-    "Case", "Report", "agreeing_record", "find_cases", "names_image", "origin", "raise_for_failures", "refuse_existing",
-    "run_cases", "shard_name", "take_shard",
+    "Case", "Report", "about", "agreeing_record", "find_cases", "names_image", "origin", "raise_for_failures",
+    "refuse_existing", "run_cases", "shard_name", "take_shard",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -92,6 +93,17 @@ class Case:
         for file in dict.fromkeys(s.file for s in self.series.slices):
             digest.update(hashlib.sha256(read_bytes(file)).digest())
         return digest.hexdigest()
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Errors from within that name no file are about this one."""
+    try:
+        yield
+    except CtsrError as exc:
+        if exc.path is not None:
+            raise
+        raise type(exc)(exc.reason, path=path, hint=exc.hint) from exc
 
 
 def names_image(target: Path) -> bool:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctsr import __version__
 from ctsr.core.geometry import canonical_turn, slice_axis
 from ctsr.core.storage import rounded, storage_type
 from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.infer.device import check_names
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe
-from ctsr.infer.plan import Plan, make_plan
+from ctsr.infer.plan import make_plan
 from ctsr.infer.sampling import Sampling
 from ctsr.infer.windows import Tiling, occupied_box
 from ctsr.io.memory import available_bytes
 from ctsr.metrics.domain import measured, outside_domain
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import ProfileKind, SliceProfile
+from ctsr.workflows.folder import origin
 
 if TYPE_CHECKING:
     from ctsr.infer.diffusion import Diffuser
@@ -114,11 +114,9 @@ class Job:
         self.turn = canonical_turn(volume.affine, self.axis)
         y = self.turn.apply(volume.data)
         self.recipe = self._recipe(volume, len(y))
-        grid = self.recipe.grid
-        self.affine = grid.affine(volume.affine, self.axis)
-        shape = list(volume.shape)
-        shape[self.axis] = grid.m
-        self.shape = (shape[0], shape[1], shape[2])
+        self.affine = self.recipe.grid.affine(volume.affine, self.axis)
+        i, j, k = (self.recipe.grid.m if a == self.axis else n for a, n in enumerate(volume.shape))
+        self.shape = (i, j, k)
         self.given = self.y = y
         self.padding: np.ndarray | None = None
         if volume.data.min() <= PADDING_LIMIT:
@@ -128,7 +126,7 @@ class Job:
         tiling = _tiling(options, engine, self.y)
         self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine, diffuser=diffuser)
         self.can_stream = is_streamed and self.axis == 2
-        self.plan: Plan = make_plan(
+        self.plan = make_plan(
             self.pipeline,
             input_bytes=volume.data.nbytes,
             is_padded=self.padding is not None,
@@ -136,37 +134,56 @@ class Job:
             is_streamed=self.can_stream,
             keeps_added=keeps_added,
             keeps_spread=keeps_spread,
-            limit=options.max_memory or _free() * AVAILABLE_SHARE,
+            limit=options.max_memory or AVAILABLE_SHARE * (available_bytes() or 8e9),
         )
         self.pipeline.tiling = self.plan.tiling
-        self.added = np.empty((self.pipeline.m, *y.shape[1:]), np.float32) if keeps_added else None
-        self.spread = np.empty((self.pipeline.m, *y.shape[1:]), np.float32) if keeps_spread else None
-        self.residual = _Residual()
-        self._check_domain(volume, weights)
-        self.record = self._record(weights)
+        thin = (self.pipeline.m, *y.shape[1:])
+        self.added = np.empty(thin, np.float32) if keeps_added else None
+        self.spread = np.empty(thin, np.float32) if keeps_spread else None
+        outside = self._outside(volume, weights.get("ranges"))
+        r = self.recipe
+        self.record: dict[str, Any] = origin("upsample") | {
+            "model": r.method,
+            "factor": r.factor,
+            "SliceThickness": round(r.result_thickness, 6),
+            "SpacingBetweenSlices": round(r.spacing / r.factor, 6),
+            "input_slice_thickness_mm": round(r.thickness, 6),
+            "input_spacing_mm": round(r.spacing, 6),
+            "profile": str(r.profile.kind),
+            "consistency": "hard" if r.is_consistent and r.method not in CLASSICAL[:3] else "off",
+            "slices_in": r.n,
+            "slices_out": self.pipeline.m,
+            "outside_trained_range": outside,
+        }
+        told = ("weights", "weights_sha256", "device", "dtype", "diffusion")
+        self.record |= {name: weights[name] for name in told if name in weights}
 
     def run(self, progress: Callable[[float], None] = lambda share: None) -> Iterator[tuple[int, np.ndarray]]:
         """(start, part (k, H, W) in the result's type) slab by slab.
 
         In the order of the file where z is its slowest axis. The record is complete when the last slab is taken.
         """
-        started = time.monotonic()
+        started, residual = time.monotonic(), _Residual()
         slabs = self.plan.slabs[::-1] if self.turn.flips[0] else self.plan.slabs
+        drawn = reached = 0.0
         if (diffuser := self.pipeline.diffuser) is not None:
+            drawn = SAMPLING_SHARE
             diffuser.cuts, diffuser.remarks = dict(self.plan.cuts), self.remarks
-            self.pipeline.draw(self.y, slabs, progress=_part(progress, 0, SAMPLING_SHARE))
-            progress = _part(progress, SAMPLING_SHARE, 1)
-        total = sum((b - a) for a, b in slabs)
-        done = 0
+            self.pipeline.draw(self.y, slabs, progress=lambda share: progress(drawn * share))
+        total = sum(self._thick_passes(*slab) for slab in slabs)
+
+        def passed(thick: float) -> None:
+            nonlocal reached
+            reached += thick
+            progress(drawn + (1 - drawn) * min(1.0, reached / total))
+
         for start, stop in slabs:
-            base, share = done / total, (stop - start) / total / self._thick_passes(start, stop)
-            yield start, self._slab(start, stop, _Counter(base, share, progress))
-            done += stop - start
-            progress(done / total)
+            end = reached + self._thick_passes(start, stop)
+            yield start, self._slab(start, stop, residual, passed)
+            passed(end - reached)
         if self.remarks:
             self.record["remarks"] = self.remarks
-        self.record |= self.residual.summary()
-        self.record["seconds_compute"] = round(time.monotonic() - started, 3)
+        self.record |= residual.summary() | {"seconds_compute": round(time.monotonic() - started, 3)}
 
     def volume(self, data: np.ndarray) -> Volume:
         """The result around its voxels, in the file's order."""
@@ -179,7 +196,9 @@ class Job:
             form_code=self.source.form_code,
         )
 
-    def _slab(self, start: int, stop: int, progress: Callable[[float], None]) -> np.ndarray:
+    def _slab(
+        self, start: int, stop: int, residual: _Residual, progress: Callable[[float], None]
+    ) -> np.ndarray:
         """Rounded thin slices; measures the residual of the thick slices whose centres lie in the slab."""
         wide_start, wide_stop = self.pipeline.widened(start, stop)
         inside = slice(start - wide_start, stop - wide_start)
@@ -192,14 +211,8 @@ class Job:
         if self.added is not None:
             self.added[start:stop] = self.pipeline.added(self.y, exact[inside], start)
         stored, spoilt = self._stored(exact, wide_start)
-        self.residual.add(
-            self.pipeline.A,
-            self.y,
-            stored,
-            spoilt,
-            thick=self.pipeline.thick_in(start, stop),
-            start=wide_start,
-        )
+        a, b = self.pipeline.thick_in(start, stop)
+        residual.add(self.pipeline.A[a:b, wide_start:wide_stop], self.y[a:b], stored, spoilt)
         return stored[inside]
 
     def _stored(self, exact: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -220,43 +233,33 @@ class Job:
         return stored, spoilt
 
     def _recipe(self, volume: Volume, n: int) -> Recipe:
-        o = self.options
-        spacing = float(volume.spacing[self.axis])
+        o, spacing = self.options, float(volume.spacing[self.axis])
         in_plane = float(np.delete(volume.spacing, self.axis).max())
         if o.factor is None and o.spacing is None and spacing <= NEARLY_ISOTROPIC * in_plane:
             sizes = " × ".join(f"{s:.2f}" for s in volume.spacing)
-            raise GeometryError(
-                f"already near-isotropic ({sizes} mm)", hint="give --factor or --spacing to go on"
-            )
-        if o.spacing is not None and not spacing / FACTOR_LIMIT <= o.spacing < spacing * (1 - 1e-6):
-            raise UsageError(
-                f"--spacing: {o.spacing:g} mm is not within {spacing / FACTOR_LIMIT:.4g}…{spacing:.4g} mm"
-            )
-        factor = spacing / o.spacing if o.spacing is not None else o.factor or 2.0
+            hint = "give --factor or --spacing to go on"
+            raise GeometryError(f"already near-isotropic ({sizes} mm)", hint=hint)
+        least = spacing / FACTOR_LIMIT
+        if o.spacing is not None and not least <= o.spacing < spacing * (1 - 1e-6):
+            raise UsageError(f"--spacing: {o.spacing:g} mm is not within {least:.4g}…{spacing:.4g} mm")
         thickness = o.thickness or volume.slice_thickness
         if thickness is None:
-            thickness = spacing
-            self.notes.append(
-                f"slice thickness taken to be the spacing, {spacing:.4g} mm (--thickness gives the true one)"
-            )
+            thickness, taken = spacing, f"slice thickness taken to be the spacing, {spacing:.4g} mm"
+            self.notes.append(f"{taken} (--thickness gives the true one)")
         if not 0.2 <= thickness / spacing <= 4:
-            raise InputError(
-                f"slice thickness {thickness:g} mm at a spacing of {spacing:g} mm: a ratio outside 0.2…4",
-                hint="--thickness",
-            )
-        if o.out_thickness is not None and o.out_thickness >= thickness:
-            raise UsageError(
-                f"--out-thickness: {o.out_thickness:g} mm is not below the slices' {thickness:g} mm"
-            )
+            found = f"slice thickness {thickness:g} mm at a spacing of {spacing:g} mm"
+            raise InputError(f"{found}: a ratio outside 0.2…4", hint="--thickness")
+        if (thin := o.out_thickness) is not None and thin >= thickness:
+            raise UsageError(f"--out-thickness: {thin:g} mm is not below the slices' {thickness:g} mm")
         if n == 1 and o.model != "nearest":
             raise GeometryError("1 slice: it has no neighbour along z", hint="--model nearest repeats it")
         recipe = Recipe(
             n=n,
-            factor=factor,
+            factor=o.factor or 2.0 if o.spacing is None else spacing / o.spacing,
             spacing=spacing,
             thickness=thickness,
             profile=o.profile,
-            thin_thickness=o.out_thickness,
+            thin_thickness=thin,
             method=o.model,
             is_consistent=o.is_consistent,
         )
@@ -264,64 +267,22 @@ class Job:
             raise UsageError(f"{recipe.grid.m:,} slices would come out, NIfTI holds {NIFTI_LIMIT:,}")
         return recipe
 
-    def _check_domain(self, volume: Volume, weights: Mapping[str, Any]) -> None:
-        """Warn (or under `strict` refuse) where the input lies outside what the weights were trained for."""
-        self.outside: list[str] = []
-        if not weights.get("ranges"):
-            return
+    def _outside(self, volume: Volume, ranges: Mapping[str, Any] | None) -> list[str]:
+        """Where the input lies outside what the weights were trained for: warned of, or under `strict` refused."""
+        if not ranges:
+            return []
         plane = float(np.delete(volume.spacing, self.axis).max())
         found = measured(self.y, spacing=self.recipe.spacing, in_plane=plane, rho=self.recipe.rho)
-        self.outside = outside_domain(found, weights["ranges"])
-        if self.outside and self.options.is_strict:
-            raise InputError(
-                f"outside what the weights were trained for: {'; '.join(self.outside)}",
-                hint="without --strict: a warning",
-            )
-        self.warnings += [f"outside what the weights were trained for: {finding}" for finding in self.outside]
-
-    def _record(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        r = self.recipe
-        return {
-            "command": "upsample",
-            "ctsr_version": __version__,
-            "model": r.method,
-            "factor": r.factor,
-            "SliceThickness": round(r.result_thickness, 6),
-            "SpacingBetweenSlices": round(r.spacing / r.factor, 6),
-            "input_slice_thickness_mm": round(r.thickness, 6),
-            "input_spacing_mm": round(r.spacing, 6),
-            "profile": str(r.profile.kind),
-            "consistency": "hard" if r.is_consistent and r.method not in CLASSICAL[:3] else "off",
-            "slices_in": r.n,
-            "slices_out": self.pipeline.m,
-            "outside_trained_range": self.outside,
-            "notice": "research use only; not a medical device",
-        } | {
-            k: v
-            for k, v in weights.items()
-            if k in ("weights", "weights_sha256", "device", "dtype", "diffusion")
-        }
+        outside, words = outside_domain(found, ranges), "outside what the weights were trained for"
+        if outside and self.options.is_strict:
+            raise InputError(f"{words}: {'; '.join(outside)}", hint="without --strict: a warning")
+        self.warnings += [f"{words}: {finding}" for finding in outside]
+        return outside
 
     def _thick_passes(self, start: int, stop: int) -> float:
         """Thick slices that pass the network for a slab, all doublings counted."""
         first, last = self.pipeline.source_range(start, stop)
         return (last - first) * (2**self.recipe.n_doublings - 1) or 1.0
-
-
-class _Counter:
-    """Turns thick slices that passed into a share of the whole."""
-
-    def __init__(self, base: float, share: float, progress: Callable[[float], None]) -> None:
-        self._at, self._share, self._progress = base, share, progress
-
-    def __call__(self, thick: float) -> None:
-        self._at += thick * self._share
-        self._progress(min(1.0, self._at))
-
-
-def _part(progress: Callable[[float], None], first: float, last: float) -> Callable[[float], None]:
-    """A progress of its own, that fills first…last of the whole."""
-    return lambda share: progress(first + (last - first) * share)
 
 
 class _Residual:
@@ -330,27 +291,14 @@ class _Residual:
     def __init__(self) -> None:
         self.total, self.count, self.largest, self.left_out = 0.0, 0, 0.0, 0
 
-    def add(
-        self,
-        A: np.ndarray,
-        y: np.ndarray,
-        x: np.ndarray,
-        spoilt: np.ndarray | None,
-        *,
-        thick: tuple[int, int],
-        start: int,
-    ) -> None:
-        """x: thin slices from `start` on, which cover the support of the thick slices of the range `thick`."""
-        a, b = thick
-        part = A[a:b, start : start + len(x)]
-        if a == b:
-            return
-        for rows in range(0, y.shape[1], ROWS):
+    def add(self, A: np.ndarray, y: np.ndarray, x: np.ndarray, spoilt: np.ndarray | None) -> None:
+        """y: thick slices, (k, H, W); x: thin ones, (j, H, W), that cover their support; A: (k, j)."""
+        for rows in range(0, y.shape[1] if len(y) else 0, ROWS):
             cut = slice(rows, rows + ROWS)
-            difference = np.abs(apply_along_z(part, x[:, cut]) - y[a:b, cut])
+            difference = np.abs(apply_along_z(A, x[:, cut]) - y[:, cut])
             if spoilt is not None:
-                difference = difference[apply_along_z(part > SEEN, spoilt[:, cut]) < 0.5]
-            self.left_out += (b - a) * y[0, cut].size - difference.size
+                difference = difference[apply_along_z(A > SEEN, spoilt[:, cut]) < 0.5]
+            self.left_out += y[:, cut].size - difference.size
             self.count += difference.size
             self.total += float(difference.sum(dtype=np.float64))
             self.largest = max(self.largest, float(difference.max(initial=0)))
@@ -375,7 +323,3 @@ def _tiling(options: Options, engine: Engine | None, y: np.ndarray) -> Tiling:
         patch = None
     overlap = reach if options.overlap is None else options.overlap
     return Tiling(height, width, patch, overlap, reach, stride, box=occupied_box(y, stride))
-
-
-def _free() -> float:
-    return float(available_bytes() or 8e9)

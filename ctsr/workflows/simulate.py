@@ -15,7 +15,7 @@ from ctsr.core.storage import rounded
 from ctsr.core.volume import Volume
 from ctsr.data.manifest import MANIFEST, update_manifest
 from ctsr.data.splits import SETS, list_path
-from ctsr.errors import CtsrError, UsageError
+from ctsr.errors import UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.lists import read_table, stem, write_table
 from ctsr.io.nifti import write_volume
@@ -23,7 +23,7 @@ from ctsr.io.provenance import check_image_output
 from ctsr.physics.phantom import SHAPE, SPACING, phantom
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
-from ctsr.workflows.folder import Case, Report, find_cases, origin, refuse_existing, run_cases
+from ctsr.workflows.folder import Case, Report, about, find_cases, origin, refuse_existing, run_cases
 
 __all__ = ["Simulation", "phantoms", "simulate"]
 
@@ -71,10 +71,8 @@ def simulate(
         check_image_output(case.target, overwrite=overwrite, inputs=inputs)
         notes: list[str] = []
         thin = case.read(form=form, hu_offset=hu_offset, notes=notes).volume
-        try:
+        with about(case.source):
             thick, record = _thickened(thin, simulation, case.sha256(), notes)
-        except CtsrError as exc:
-            raise type(exc)(exc.reason, path=exc.path or case.source, hint=exc.hint) from exc
         for note in notes:
             report.note(f"{case.source}: {note}")
         write_volume(thick, case.target, overwrite=overwrite, record=record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +55,9 @@ class Thinner:
     def weights(self) -> dict[str, Any]:
         """What stands in a record about the network: name, sha256, device, number format; empty without one."""
         if self.options.model not in CLASSICAL and self._engine is None:
-            self._load()
+            from ctsr.workflows.networks import load
+
+            self._engine, self._diffuser, self._weights = load(self.options)
         return self._weights
 
     def job(
@@ -73,41 +74,6 @@ class Thinner:
             volume, self.options, self._engine, self._diffuser, weights,
             is_streamed=is_streamed, keeps_added=keeps_added, keeps_spread=keeps_spread,
         )  # fmt: skip
-
-    def _load(self) -> None:
-        from ctsr.infer.device import choose_device, choose_dtype
-        from ctsr.infer.stage_one import Engine
-        from ctsr.weights.registry import load_model
-
-        o = self.options
-        device = choose_device(o.device)
-        dtype, reason = choose_dtype(o.dtype, device)
-        name, used = o.checkpoint or o.model, dict[str, Any]()
-        network: Any
-        if o.model == "diffusion":
-            from ctsr.workflows.diffusion import load_diffusion
-
-            self._diffuser, network, file, used = load_diffusion(
-                o.checkpoint,
-                o.sampling,
-                vae=o.vae_checkpoint,
-                stage_one=o.stage_one,
-                device=device,
-                dtype=dtype,
-            )
-        else:
-            network, file = load_model(name, kind="baseline")
-        given = name if name.startswith("hf://") else Path(name).name  # no folder: it may name a patient
-        chunk = None if o.patch is None else o.patch[0]
-        self._engine = Engine(network, device, dtype, chunk)
-        self._weights = used | {
-            "weights": given if o.checkpoint else f"{name} (shipped)",
-            "weights_sha256": file.sha256,
-            "device": str(device),
-            "dtype": reason.split(":")[0].split(" ")[0],
-            "dtype_reason": reason,
-            "ranges": file.card.get("ranges", {}),
-        }
 
 
 def upsample(volume: Volume, **options: Any) -> Volume:
