@@ -25,15 +25,17 @@ from ctsr.diffusion.sampler import guided, noise_source, sample
 from ctsr.diffusion.schedule import Path, Schedule
 from ctsr.errors import ResourceError, WeightsError
 from ctsr.infer.sampling import Sampling
-from ctsr.infer.vae_tiles import Box, Triple, decode_tiled, encode_tiled, latent_size, tiles
+from ctsr.infer.vae_tiles import decode_tiled, encode_tiled, latent_size
+from ctsr.infer.windows import Box, bell, tiles, within
 from ctsr.models.control import ControlledUNet, slice_maps
-from ctsr.models.vae import CtVae
+from ctsr.models.vae import CtVae, Triple
 
-__all__ = ["Cut", "Diffuser", "Drawn", "Fit", "schedule_of"]
+__all__ = ["Changes", "Cut", "Diffuser", "Fit", "schedule_of"]
 
 T = TypeVar("T", Tensor, np.ndarray)
 Report = Callable[[float], None]
 Rows = Callable[[int, int], np.ndarray]
+Changes = Callable[[int, int], Iterator[np.ndarray]]
 SMALLEST = 4  # latent voxels of a tile's side
 BLENDED = 6  # of a halo, where memory does not allow an exact one
 MOST_SEEN = 8.0  # times that a voxel is read, with halos that are exact
@@ -110,15 +112,18 @@ class Diffuser:
         grid: ZGrid,
         rho: float,
         progress: Report = lambda share: None,
-    ) -> Drawn:
+    ) -> Changes:
         """K samples of a volume (m, H, W), of whose stage one rows(start, stop) gives any slices, in HU.
 
+        Returns a function of (start, stop), which gives what each sample changes in these image slices, before any
+        projection: (stop − start, H, W), HU. Until then latents wait on the CPU.
         slabs: (start, stop) of slices that are encoded at once; the latents between them are read on either side.
         grid: which thick slices the m thin ones belong to; rho: their relative width. progress: is told the share done.
         """
         s = self.sampling
-        y0 = self._encoded(rows, slabs, size)
+        y0 = self._encoded(rows, slabs, size)[None]
         maps = slice_maps(grid, self.vae.strides[0]).to(self.device)[None]
+        told = {"factor": y0.new_full((1,), grid.factor), "rho": y0.new_full((1,), rho)}
         done = 0.0
 
         def passed(share: float) -> None:
@@ -126,28 +131,47 @@ class Diffuser:
             done += share / s.calls
             progress(min(1.0, done))
 
-        told = _Told(y0[None], maps, grid.factor, rho, passed)
-        denoise = guided(
-            partial(self._denoise, told, True), partial(self._denoise, told, False), s.guidance_scale
-        )
-        drawn = []
-        for k in range(s.samples):
-            noise = self.network.noise(noise_source(y0.shape, seed=s.seed, samples=[k]))
-            made = sample(denoise, told.y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)
-            drawn.append(made[0].cpu())
-        return Drawn(self, y0.cpu(), drawn, size)
+        def denoise(is_null: bool, u: Tensor, tau: float, level: float) -> Tensor:
+            """r̂ for the state u (1, C, d, h, w) of the whole volume. is_null: without the condition."""
 
-    def decode(self, z: Tensor, start: int, stop: int, size: Triple) -> np.ndarray:
+            def of_tile(read: Box) -> Tensor:
+                y = y0[:, :, *read]
+                x_t, level = y + u[:, :, *read], y.new_full((1,), tau)
+                if is_null:
+                    null = torch.ones(1, dtype=torch.bool, device=y.device)
+                    made = self.network.base(x_t, y, level, **told, null=null)
+                else:
+                    made = self.network(x_t, y, level, **told, maps=maps[:, :, read[0]])
+                return made  # type: ignore[no-any-return]
+
+            return self._safe("denoise", u.shape[2:], partial(self._tiled, of_tile, passed, u))
+
+        guide = guided(partial(denoise, True), partial(denoise, False), s.guidance_scale)
+        latents = [y0[0].cpu()]
+        for k in range(s.samples):
+            noise = self.network.noise(noise_source(y0.shape[1:], seed=s.seed, samples=[k]))
+            made = sample(guide, y0, self.path, n_steps=s.num_steps, kind=s.sampler, noise=noise)
+            latents.append(made[0].cpu())
+
+        def changes(start: int, stop: int) -> Iterator[np.ndarray]:
+            before = self._decoded(latents[0], start, stop, size)
+            for z in latents[1:]:
+                change = self._decoded(z, start, stop, size)
+                change -= before
+                yield change
+
+        return changes
+
+    def _decoded(self, z: Tensor, start: int, stop: int, size: Triple) -> np.ndarray:
         """Image slices start…stop − 1 of a latent (C, d, h, w) of a volume (m, H, W), float32, HU."""
-        stride, reach = self.vae.strides[0], self.vae.decoder_reach[0]
+        stride, reach = self.vae.strides[0], self.vae.decoder.reach[0]
         first, last = max(0, start // stride - reach), min(z.shape[1], -(-stop // stride) + reach)
-        slices = min(size[0], last * stride) - first * stride
-        part = z[:, first:last]
-        hu = self._safe(
-            "decode",
-            part.shape[1:],
-            lambda cut, dtype: decode_tiled(self.vae, part, (slices, *size[1:]), tile=cut.tile, dtype=dtype),
-        )
+        part, slices = z[:, first:last], min(size[0], last * stride) - first * stride
+
+        def run(cut: Cut, dtype: torch.dtype) -> np.ndarray:
+            return decode_tiled(self.vae, part, (slices, *size[1:]), tile=cut.tile, dtype=dtype)
+
+        hu = self._safe("decode", part.shape[1:], run)
         return hu[start - first * stride : stop - first * stride]
 
     def fit(self, name: str, slices: int, size: Triple, limit: float) -> Fit:
@@ -159,7 +183,7 @@ class Diffuser:
         depth, h, w = latent_size(self.vae, (slices, *size[1:]))
         a_voxel = self._bytes_a_voxel(name)
         if name != "denoise":
-            reach = self.vae.encoder_reach if name == "encode" else self.vae.decoder_reach
+            reach = self.vae.encoder.reach if name == "encode" else self.vae.decoder.reach
             tile, read, seen = tile_within((depth, h, w), reach, limit / a_voxel)
             return Fit(Cut(tile), read * a_voxel, seen * self._flop(name, size) * slices / size[0])
         unit = self.network.base.stride
@@ -203,68 +227,50 @@ class Diffuser:
     def _encoded(self, rows: Rows, slabs: Sequence[tuple[int, int]], size: Triple) -> Tensor:
         """(C, d, h, w) on the device."""
         shape = latent_size(self.vae, size)
-        stride, reach = self.vae.strides[0], self.vae.encoder_reach[0]
+        stride, reach = self.vae.strides[0], self.vae.encoder.reach[0]
         y0 = torch.empty((self.vae.latent_channels, *shape), device=self.device)
         for a, b in slabs:
             start, stop = -(-a // stride), -(-b // stride)
             first, last = max(0, start - reach), min(shape[0], stop + reach)
             hu = rows(first * stride, min(size[0], last * stride))
-            part = self._safe(
-                "encode",
-                (last - first, *shape[1:]),
-                lambda cut, dtype, hu=hu: encode_tiled(self.vae, hu, tile=cut.tile, dtype=dtype),  # type: ignore[misc]
-            )
+
+            def run(cut: Cut, dtype: torch.dtype, hu: np.ndarray = hu) -> Tensor:
+                return encode_tiled(self.vae, hu, tile=cut.tile, dtype=dtype)
+
+            part = self._safe("encode", (last - first, *shape[1:]), run)
             y0[:, start:stop] = part[:, start - first : stop - first]
         return y0
 
-    def _denoise(self, told: _Told, is_null: bool, u: Tensor, tau: float, level: float) -> Tensor:
-        """r̂ for the state u (1, C, d, h, w) of the whole volume. null: without the condition."""
-        return self._safe(
-            "denoise", u.shape[2:], lambda cut, dtype: self._tiled(told, is_null, u, tau, cut, dtype)
-        )
-
     def _tiled(
-        self, told: _Told, is_null: bool, u: Tensor, tau: float, cut: Cut, dtype: torch.dtype
+        self, of_tile: Callable[[Box], Tensor], passed: Report, u: Tensor, cut: Cut, dtype: torch.dtype
     ) -> Tensor:
-        shape = (u.shape[2], u.shape[3], u.shape[4])
+        """What of_tile(read) gives, put together to the whole of u (1, C, d, h, w); blended where the halo is short."""
+        shape = u.shape[2:]
         r = torch.zeros_like(u)
         total = None if cut.halo is None else torch.zeros(shape, device=u.device)
-        for read, keep in self._boxes(shape, cut):
-            at = (slice(None), slice(None), *read)
-            y0 = told.y0[at]
-            one = y0.new_ones(1)
-            given = {"factor": one * told.factor, "rho": one * told.rho}
-            with torch.autocast(u.device.type, dtype, enabled=dtype != torch.float32):
-                if is_null:
-                    made = self.network.base(y0 + u[at], y0, one * tau, **given, null=one.bool())
-                else:
-                    made = self.network(y0 + u[at], y0, one * tau, **given, maps=told.maps[:, :, read[0]])
-            if total is None:
-                inner = [slice(k.start - r.start, k.stop - r.start) for k, r in zip(keep, read, strict=True)]
-                r[(slice(None), slice(None), *keep)] = made[(slice(None), slice(None), *inner)]
-            else:
-                weights = torch.from_numpy(_bell(made.shape[2:])).to(u.device)
-                r[at] += made * weights
-                total[read] += weights
-            told.passed(math.prod(k.stop - k.start for k in keep) / math.prod(shape))
-        return r if total is None else r / total
-
-    def _boxes(self, shape: Triple, cut: Cut) -> Iterator[tuple[Box, Box]]:
-        """(read, keep) of the tiles for the U-Net, in plane on multiples of its stride."""
-        unit = (1, self.network.base.stride, self.network.base.stride)
+        unit = (1, self.network.base.stride, self.network.base.stride)  # tiles begin on its multiples
         cells, tile = (
-            tuple(-(-min(n, m) // s) for n, m, s in zip(size, shape, unit, strict=True))
-            for size in (shape, cut.tile)
+            [-(-min(n, m) // s) for n, m, s in zip(shape, most, unit, strict=True)]
+            for most in (shape, cut.tile)
         )
 
         def voxels(box: Box) -> Box:
-            z, y, x = (
+            return tuple(
                 slice(b.start * s, min(b.stop * s, n)) for b, s, n in zip(box, unit, shape, strict=True)
             )
-            return z, y, x
 
-        for read, keep in tiles(cells, tile, self._reach(cut.halo)):  # type: ignore[arg-type]
-            yield voxels(read), voxels(keep)
+        for read, keep in tiles(cells, tile, self._reach(cut.halo)):
+            read, keep = voxels(read), voxels(keep)
+            with torch.autocast(u.device.type, dtype, enabled=dtype != torch.float32):
+                made = of_tile(read)
+            if total is None:
+                r[:, :, *keep] = made[:, :, *within(keep, read)]
+            else:
+                weights = torch.from_numpy(bell(made.shape[2:])).to(u.device)
+                r[:, :, *read] += made * weights
+                total[read] += weights
+            passed(math.prod(k.stop - k.start for k in keep) / math.prod(shape))
+        return r if total is None else r / total
 
     def _reach(self, halo: int | None) -> Triple:
         """What a tile of the U-Net reads beyond what it keeps, in plane in units of its stride."""
@@ -313,35 +319,6 @@ class Diffuser:
             self.remarks.append(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """The latents (C, d, h, w) of a volume (m, H, W): of stage one, and K samples. On the CPU."""
-
-    diffuser: Diffuser
-    y0: Tensor
-    samples: list[Tensor]
-    size: Triple
-
-    def changes(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """What each sample changes in image slices start…stop − 1, before any projection: (stop − start, H, W), HU."""
-        before = self.diffuser.decode(self.y0, start, stop, self.size)
-        for z in self.samples:
-            change = self.diffuser.decode(z, start, stop, self.size)
-            change -= before
-            yield change
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What the U-Net is told at every step. y0: (1, C, d, h, w); maps: (1, 2, d)."""
-
-    y0: Tensor
-    maps: Tensor
-    factor: float
-    rho: float
-    passed: Report
-
-
 def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int, float]:
     """The tile of a latent of `size`, halved side by side, that reads at most so many voxels; or the smallest.
 
@@ -364,10 +341,3 @@ def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int
         tile = best
     n_tiles = math.prod(1 if h >= n else -(-n // t) for n, t, h in zip(size, tile, reach, strict=True))
     return (tile[0], tile[1], tile[2]), read(tile), n_tiles * read(tile) / math.prod(size)
-
-
-def _bell(size: Sequence[int]) -> np.ndarray:
-    """(d, h, w) float32 weights of a tile, never zero: Gaussian, σ a quarter of it."""
-    sides = [np.exp(-8 * ((np.arange(n) - (n - 1) / 2) / n) ** 2) + 1e-3 for n in size]
-    made: np.ndarray = np.einsum("i,j,k->ijk", *sides).astype(np.float32)
-    return made

@@ -22,7 +22,7 @@ from ctsr.physics.projection import projection_matrix, projector
 from ctsr.physics.zmatrix import cubic_matrix, interpolation_matrix, inverse_matrix
 
 if TYPE_CHECKING:  # torch: a matrix alone does without
-    from ctsr.infer.diffusion import Diffuser, Drawn
+    from ctsr.infer.diffusion import Changes, Diffuser
     from ctsr.infer.stage_one import Engine
 
 __all__ = ["CLASSICAL", "Pipeline", "Recipe"]
@@ -67,10 +67,24 @@ class Recipe:
     @property
     def rho(self) -> float:
         """Relative width of the slice profile, as the network is told it: the same in every doubling."""
-        ratio = self.thickness / self.spacing
         if self.profile.kind is ProfileKind.FILE:
-            ratio = self.profile.kernel_fwhm(0, 0) / (self.spacing * math.sqrt(1 - self.factor**-2))
-        return ratio
+            return self.profile.kernel_fwhm(0, 0) / (self.spacing * math.sqrt(1 - self.factor**-2))
+        return self.thickness / self.spacing
+
+    @property
+    def stage_profile(self) -> SliceProfile:
+        """Within the cascade a measured kernel is stood for by the Gaussian of its width."""
+        return SliceProfile() if self.profile.kind is ProfileKind.FILE else self.profile
+
+    @property
+    def stage_thickness(self) -> float:
+        return self.rho * self.spacing
+
+    @property
+    def is_one_doubling(self) -> bool:
+        """Whether the result of a doubling is the result."""
+        is_measured = self.profile.kind is ProfileKind.FILE
+        return self.factor == 2 and self.n_doublings == 1 and self.thin_thickness is None and not is_measured
 
 
 class Pipeline:
@@ -84,9 +98,8 @@ class Pipeline:
         engine: Engine | None = None,
         diffuser: Diffuser | None = None,
     ) -> None:
-        if (engine is None) != (recipe.method in CLASSICAL) or (diffuser is None) == (
-            recipe.method == "diffusion"
-        ):
+        needed = recipe.method not in CLASSICAL, recipe.method == "diffusion"
+        if needed != (engine is not None, diffuser is not None):
             raise ValueError(f"these are not the networks of the method {recipe.method}")
         self.recipe, self.engine, self.diffuser, self.tiling = recipe, engine, diffuser, tiling
         grid = recipe.grid
@@ -98,20 +111,18 @@ class Pipeline:
             thin_thickness=recipe.thin_thickness,
         )
         self._P = projection_matrix(self.A)
-        cubic = interpolation_matrix("cubic", grid)
-        self.inverse = inverse_matrix(cubic, self.A, self._P)
-        self._from_fine: np.ndarray | None = (
-            None  # (m, fine) where the last doubling is not the result already
-        )
+        self.inverse = inverse_matrix(interpolation_matrix("cubic", grid), self.A, self._P)
+        # (m, n · 2^doublings), what follows the last doubling; None where that is the result already
+        self._last: np.ndarray | None = None
         if recipe.method == "inverse" or (engine is not None and recipe.n_doublings == 0):
-            self._direct = self.inverse
+            self._last = self.inverse
         elif engine is None:
-            self._direct = interpolation_matrix(recipe.method, grid)
-        elif not self._is_one_doubling:
+            self._last = interpolation_matrix(recipe.method, grid)
+        elif not recipe.is_one_doubling:
             resample = self._resample()
-            self._from_fine = projector(self.A, self._P) @ resample if recipe.is_consistent else resample
+            self._last = projector(self.A, self._P) @ resample if recipe.is_consistent else resample
         self._hidden = None if diffuser is None or not recipe.is_consistent else projector(self.A, self._P)
-        self._drawn: Drawn | None = None
+        self._drawn: Changes | None = None
         self._whole: np.ndarray | None = None  # stage one between two passes, where one slab is all
 
     @property
@@ -133,16 +144,15 @@ class Pipeline:
     @property
     def resamples(self) -> bool:
         """Whether a matrix stands between the last doubling and the result."""
-        return self._from_fine is not None
+        return self._last is not None and self.recipe.n_doublings > 0
 
     @cached_property
     def halo(self) -> int:
         """Thick slices on either side that the doublings of a slab depend on."""
         if self.engine is None or not self.recipe.n_doublings:
             return 0
-        _, inverse, null = doubling(
-            64, self._stage_profile, spacing=self.recipe.spacing, thickness=self._stage_thickness
-        )
+        r = self.recipe
+        _, inverse, null = doubling(64, r.stage_profile, spacing=r.spacing, thickness=r.stage_thickness)
         decay = max(_reach(inverse, 0.5), (_reach(null, 1.0) + 1) // 2)
         reach = self.engine.network.z_reach + decay
         slices: int = math.ceil(sum(reach / 2**k for k in range(self.recipe.n_doublings))) + 1
@@ -150,12 +160,9 @@ class Pipeline:
 
     def source_range(self, start: int, stop: int) -> tuple[int, int]:
         """The thick slices that thin slices start…stop − 1 are computed from."""
-        n, doublings = self.recipe.n, self.recipe.n_doublings
-        if self.engine is None or doublings == 0:
-            return _support(self._direct[start:stop])
-        scale = 2**doublings
-        first, last = (start, stop) if self._from_fine is None else _support(self._from_fine[start:stop])
-        return max(0, first // scale - self.halo), min(n, -(-last // scale) + self.halo)
+        scale = 2**self.recipe.n_doublings
+        first, last = (start, stop) if self._last is None else _support(self._last[start:stop])
+        return max(0, first // scale - self.halo), min(self.recipe.n, -(-last // scale) + self.halo)
 
     def draw(
         self,
@@ -192,7 +199,7 @@ class Pipeline:
         hidden = None if self._hidden is None else self._hidden[start:stop, a:b]
         mean, square = np.zeros((2, stop - start, *y.shape[1:]), np.float32)
         first = None
-        for k, change in enumerate(self._drawn.changes(a, b)):
+        for k, change in enumerate(self._drawn(a, b)):
             c = change if hidden is None else apply_along_z(hidden, change)
             del change
             if first is None and d.sampling.estimate == "sample":
@@ -215,29 +222,28 @@ class Pipeline:
 
         Of a diffusion its stage one.
         """
+        r, scale = self.recipe, 1
         first, last = self.source_range(start, stop)
-        if self.engine is None or self.recipe.n_doublings == 0:
-            return apply_along_z(self._direct[start:stop, first:last], y[first:last])
         x: np.ndarray = y[first:last]
-        scale = 1
-        for _ in range(self.recipe.n_doublings):
+        for _ in range(r.n_doublings):
+            assert self.engine is not None
             x = self.engine.double(
                 x,
-                self._stage_profile,
-                spacing=self.recipe.spacing / scale,
-                thickness=self._stage_thickness / scale,
-                rho=self.recipe.rho,
-                stack=self.recipe.n * scale,
+                r.stage_profile,
+                spacing=r.spacing / scale,
+                thickness=r.stage_thickness / scale,
+                rho=r.rho,
+                stack=r.n * scale,
                 tiling=self.tiling,
                 progress=progress,
             )
             scale *= 2
-        if self._from_fine is None:
-            return x[start - first * scale : stop - first * scale]
-        fine, fine_end = _support(self._from_fine[start:stop])
         at = first * scale
-        result = apply_along_z(self._from_fine[start:stop, fine:fine_end], x[fine - at : fine_end - at])
-        if self.recipe.is_consistent:
+        if self._last is None:
+            return x[start - at : stop - at]
+        fine, fine_end = _support(self._last[start:stop])
+        result = apply_along_z(self._last[start:stop, fine:fine_end], x[fine - at : fine_end - at])
+        if scale > 1 and r.is_consistent:
             a, b = _support(self._P[start:stop])
             apply_along_z(self._P[start:stop, a:b], y[a:b], add_to=result)
         return result
@@ -264,30 +270,11 @@ class Pipeline:
         a, b = _support(self.A[first:last])
         return min(start, a), max(stop, b)
 
-    @property
-    def _is_one_doubling(self) -> bool:
-        r = self.recipe
-        return (
-            r.n_doublings == 1
-            and r.factor == 2
-            and r.thin_thickness is None
-            and r.profile.kind is not ProfileKind.FILE
-        )
-
-    @property
-    def _stage_profile(self) -> SliceProfile:
-        """Within the cascade a measured kernel is stood for by the Gaussian of its width."""
-        return SliceProfile() if self.recipe.profile.kind is ProfileKind.FILE else self.recipe.profile
-
-    @property
-    def _stage_thickness(self) -> float:
-        return self.recipe.rho * self.recipe.spacing
-
     def _resample(self) -> np.ndarray:
         """(m, n·2^k): from the grid of the last doubling to the asked one; kernel widths subtract."""
         r, scale = self.recipe, 2**self.recipe.n_doublings
         fine = ZGrid(r.n, float(scale))
-        spacing, thickness = r.spacing / scale, self._stage_thickness / scale
+        spacing, thickness = r.spacing / scale, r.stage_thickness / scale
         wanted = max(r.result_thickness, thickness)
         is_same = r.grid.m == fine.m and abs(r.factor - scale) < 1e-9
         if is_same and wanted == thickness:

@@ -173,7 +173,7 @@ def _diffusion(
     """
     size = (pipeline.m, pipeline.tiling.height, pipeline.tiling.width)
     image, latent, has_own = 4.0 * pipeline.plane, diffuser.latent_bytes(size), diffuser.device.type == "cuda"
-    stride, reach = diffuser.vae.strides[0], diffuser.vae.encoder_reach[0]
+    stride, reach = diffuser.vae.strides[0], diffuser.vae.encoder.reach[0]
     drawn, state = (1 + diffuser.sampling.samples) * latent, (1 + STATES) * latent
     kept = pipeline.m * image if len(set(slabs)) == 1 else 0.0  # stage one, made once
     slices = {"encode": 0, "decode": 0, "denoise": pipeline.m}
@@ -188,7 +188,7 @@ def _diffusion(
         rows = b - a if pipeline.resamples else (last - first) * 2**pipeline.recipe.n_doublings
         start, stop = pipeline.widened(start, stop)
         c, d = pipeline.changed(start, stop)
-        wide = min(pipeline.m, d - c + (2 * diffuser.vae.decoder_reach[0] + 1) * stride)
+        wide = min(pipeline.m, d - c + (2 * diffuser.vae.decoder.reach[0] + 1) * stride)
         slices["encode"], slices["decode"] = max(slices["encode"], b - a), max(slices["decode"], wide)
         beside["encode"] = max(beside["encode"], 2 * latent + rows * image)
         beside["decode"] = max(beside["decode"], drawn + kept + (3 * wide + 5 * (stop - start)) * image)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctsr.infer.windows import Tiling
+from ctsr.infer.windows import Tiling, bell, within
 from ctsr.models.simple_unet3d import SimpleUNet3D
 from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z
@@ -83,21 +83,22 @@ class Engine:
     ) -> np.ndarray:
         residual = np.zeros_like(inverse)  # and zero it stays beyond the box of the windows
         total = np.zeros(inverse.shape[1:], np.float32)
-        for window in tiling:
+        for read, keep in tiling:
             done = 0
-            part = y[(slice(None), *window.read)], inverse[(slice(None), *window.read)]
-            share = inverse[0][window.keep].size / inverse[0][tiling.sides].size
-            pieces = self.network.stream(*part, rho, chunk=self.slices_at_once(*part[0].shape[1:]))
+            thick, thin = y[:, *read], inverse[:, *read]
+            share = inverse[0][keep].size / inverse[0][tiling.sides].size
+            weights = None if tiling.is_exact else bell(thin.shape[1:])
+            pieces = self.network.stream(thick, thin, rho, chunk=self.slices_at_once(*thick.shape[1:]))
             for piece in self._autocast(pieces):
                 at = slice(done, done + len(piece))
                 done += len(piece)
-                if tiling.is_exact:
-                    residual[(at, *window.keep)] = piece[(slice(None), *window.keep_in_read)]
+                if weights is None:
+                    residual[at, *keep] = piece[:, *within(keep, read)]
                 else:
-                    residual[(at, *window.read)] += piece * tiling.weights(window)
+                    residual[at, *read] += piece * weights
                 progress(len(piece) / 2 * share)
-            if not tiling.is_exact:
-                total[window.read] += tiling.weights(window)
+            if weights is not None:
+                total[read] += weights
         return residual if tiling.is_exact else np.divide(residual, total, out=residual, where=total > 0)
 
     def _autocast(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,37 +1,46 @@
-"""Windows in plane: where one network pass over whole slices would need too much memory, or a patch size is asked for.
+"""Tiles and windows: what is read of a volume or an image at once, and which part of it is kept.
 
-A window that overlaps its neighbours by the network's reach is cropped and exact; with less overlap the windows are
-blended with Gaussian weights. Borders lie on multiples of the network's stride, so two tilings agree.
-
-Only the box around the patient is cut into windows: in the air beyond it there is nothing to sharpen.
+A tile that reads as far beyond what it keeps as its network reaches is exact; with less overlap tiles are blended
+with Gaussian weights. Borders lie on multiples of the network's stride, so two tilings agree. Only the box around the
+patient is cut into windows: in the air beyond it there is nothing to sharpen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 
 import numpy as np
 
-__all__ = ["Tiling", "Window", "occupied_box"]
+__all__ = ["Box", "Tiling", "bell", "occupied_box", "tiles", "within"]
 
 TISSUE = -500.0  # HU
 OCCUPIED = 0.002  # a row with this share of tissue is part of the patient; less is noise in the air
 MARGIN = 16  # pixels of air around the patient that still belong to the box
+Box = tuple[slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """read: what the network sees; keep: the part of the image this window answers for (crop mode)."""
+def tiles(size: Sequence[int], tile: Sequence[int], reach: Sequence[int]) -> Iterator[tuple[Box, Box]]:
+    """(read, keep): the keeps cover `size` once, in tiles of at most `tile`, about equal; read is `reach` larger."""
+    sides = []
+    for n, most, halo in zip(size, tile, reach, strict=True):
+        parts = 1 if halo >= n else -(-n // most)  # with such a halo every tile would read all
+        cuts = pairwise(n * i // parts for i in range(parts + 1))
+        sides.append([(slice(max(0, a - halo), min(n, b + halo)), slice(a, b)) for a, b in cuts])
+    return _crossed(sides)
 
-    read: tuple[slice, slice]
-    keep: tuple[slice, slice]
 
-    @property
-    def keep_in_read(self) -> tuple[slice, slice]:
-        """`keep`, counted from the corner of `read`."""
-        (a, b), (c, d) = self.read, self.keep
-        return slice(c.start - a.start, c.stop - a.start), slice(d.start - b.start, d.stop - b.start)
+def within(keep: Box, read: Box) -> Box:
+    """`keep`, counted from the corner of `read`."""
+    return tuple(slice(k.start - r.start, k.stop - r.start) for k, r in zip(keep, read, strict=True))
+
+
+def bell(size: Sequence[int]) -> np.ndarray:
+    """float32 weights of a tile, never zero: Gaussian, σ a quarter of it."""
+    sides = [np.exp(-8 * ((np.arange(n) - (n - 1) / 2) / n) ** 2) + 1e-3 for n in size]
+    return functools.reduce(np.multiply.outer, sides).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +68,17 @@ class Tiling:
     @property
     def largest(self) -> tuple[int, int]:
         """Pixels of the largest window that is read."""
-        windows = list(self)
-        return (
-            max(w.read[0].stop - w.read[0].start for w in windows),
-            max(w.read[1].stop - w.read[1].start for w in windows),
-        )
+        rows, columns = zip(*(read for read, _ in self), strict=True)
+        return max(s.stop - s.start for s in rows), max(s.stop - s.start for s in columns)
 
     @property
     def pixels(self) -> int:
         """Pixels that are read in all, the overlaps as often as they are."""
-        return sum((a.stop - a.start) * (b.stop - b.start) for a, b in (w.read for w in self))
+        return sum((a.stop - a.start) * (b.stop - b.start) for (a, b), _ in self)
 
-    def __iter__(self) -> Iterator[Window]:
-        for rows_read, rows in self._cuts(self.sides[0], 0):
-            for columns_read, columns in self._cuts(self.sides[1], 1):
-                yield Window((rows_read, columns_read), (rows, columns))
-
-    def weights(self, window: Window) -> np.ndarray:
-        """(h, w) float32 of a window's read part: Gaussian with σ a quarter of the window, never zero."""
-        sides = []
-        for part in window.read:
-            n = part.stop - part.start
-            at = (np.arange(n) - (n - 1) / 2) / (n / 4)
-            sides.append(np.exp(-0.5 * at**2) + 1e-3)
-        weights: np.ndarray = np.outer(*sides).astype(np.float32)
-        return weights
+    def __iter__(self) -> Iterator[tuple[Box, Box]]:
+        """(read, keep) of each window."""
+        return _crossed([list(self._cuts(side, axis)) for axis, side in enumerate(self.sides)])
 
     def _cuts(self, side: slice, axis: int) -> Iterator[tuple[slice, slice]]:
         patch = self.patch[axis] if self.patch else side.stop - side.start
@@ -96,6 +91,12 @@ class Tiling:
             yield slice(max(side.start, start - overlap), min(side.stop, stop + overlap)), slice(start, stop)
             if stop == side.stop:
                 return
+
+
+def _crossed(sides: Sequence[Sequence[tuple[slice, slice]]]) -> Iterator[tuple[Box, Box]]:
+    """Every combination of one (read, keep) of each side."""
+    for cuts in product(*sides):
+        yield tuple(read for read, _ in cuts), tuple(keep for _, keep in cuts)
 
 
 def occupied_box(y: np.ndarray, stride: int) -> tuple[slice, slice]:

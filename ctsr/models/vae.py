@@ -7,12 +7,10 @@ network that corrects it with what lies around the block:
 
 T starts as the cosines of lowest frequency in a block (2 × 4 × 4 voxels, 8 of 32 kept) and the networks at zero, so
 that an untrained model is already a block transform: 41.4 dB on a chest CT where the best linear one, learnt from data,
-has 41.6 (peak 4095 HU, body mask). Training starts there. The linear part stays in float32: bfloat16 rounds HU to steps
-of 4 to 8.
+has 41.6 (peak 4095 HU, body mask). The linear part stays in float32: bfloat16 rounds HU to steps of 4 to 8.
 
-All convolutions are 3 × 3 × 3 and no norm sees more than one voxel, so tiles with a halo of `encoder_reach` and
-`decoder_reach` equal the whole. The finest level works on in-plane pixels folded by 2 × 2 into channels, which makes it
-four times as cheap. Preset `mri` is another network, a 2D one that is run slice by slice: see `ctsr.models.kl_slices`.
+All convolutions are 3 × 3 × 3 and no norm sees more than one voxel, so tiles with a halo of `encoder.reach` and
+`decoder.reach` equal the whole. Preset `mri` is another network, a 2D one run slice by slice: `ctsr.models.kl_slices`.
 
     preset     parameters   kFLOP an image voxel: encode, decode   strides
     tiny           0.14 M           7, 13                          2 4 4     for tests
@@ -96,6 +94,8 @@ class CtVae(nn.Module):
     """x: (B, 1, D, H, W) HU / hu_scale ↔ z: (B, C, d, h, w), d = ⌈D / stride⌉ and so on. Any D, H, W ≥ 1.
 
     latent_mean, latent_std: (C,) over the training set, part of the file; 0 and 1 before they are measured.
+    encoder.reach: latent voxels beside a latent voxel whose image voxels it depends on, (z, y, x); decoder.reach: latent
+    voxels beside its own that an image voxel depends on.
     """
 
     latent_mean: Tensor
@@ -104,32 +104,13 @@ class CtVae(nn.Module):
     def __init__(self, config: VaeConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VaeConfig()
+        self.strides, self.latent_channels = config.strides, config.latent_channels
         self.gradient_checkpointing = False  # a second forward of each block saves the memory of its inside
         by_slice = config.slice_groups > 1
         self.encoder = SliceEncoder(config) if by_slice else Encoder(config)
         self.decoder = SliceDecoder(config) if by_slice else Decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
-
-    @property
-    def strides(self) -> Triple:
-        """Image voxels a latent voxel covers, (z, y, x)."""
-        return self.config.strides
-
-    @property
-    def latent_channels(self) -> int:
-        """C."""
-        return self.config.latent_channels
-
-    @property
-    def encoder_reach(self) -> Triple:
-        """Latent voxels beside a latent voxel whose image voxels it depends on, (z, y, x)."""
-        return self.encoder.reach
-
-    @property
-    def decoder_reach(self) -> Triple:
-        """Latent voxels beside its own that an image voxel depends on, (z, y, x)."""
-        return self.decoder.reach
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior, each (B, C, d, h, w) float32, before standardisation.
@@ -189,7 +170,7 @@ class Encoder(nn.Module):
 
     @property
     def reach(self) -> Triple:
-        """See `CtVae.encoder_reach`: voxels that the convolutions add from level to level, counted in finest ones."""
+        """See `CtVae`: voxels that the convolutions add from level to level, counted in finest ones."""
         sides = []
         for strides in (self.config.z_strides, (2,) * len(self.down)):
             n = 1 + 2 * self.config.blocks
@@ -229,7 +210,7 @@ class Decoder(nn.Module):
 
     @property
     def reach(self) -> Triple:
-        """See `CtVae.decoder_reach`."""
+        """See `CtVae`."""
         sides = []
         for strides in (self.config.z_strides, (2,) * len(self.up)):
             n = 1 + 2 * (self.config.blocks + 1)

@@ -63,8 +63,8 @@ def train_diffusion(request: TrainDiffusion, *, report: t.Report, stopping: t.St
         def change(x: np.ndarray, network: ControlledUNet, **how: Any) -> np.ndarray:
             diffuser = Diffuser(network, vae, path, sampling, torch.device(loop.device), torch.float32)
             size = (x.shape[0], x.shape[1], x.shape[2])
-            drawn = diffuser.draw(lambda a, b: x[a:b], [(0, len(x))], size, **how)
-            return np.stack(list(drawn.changes(0, len(x))))
+            changes = diffuser.draw(lambda a, b: x[a:b], [(0, len(x))], size, **how)
+            return np.stack(list(changes(0, len(x))))
 
         is_published = request.schedule == "published"  # whose noise is that of latents, not of residuals
         model = _model(request, vae.latent_channels, path.kappa, [1.0] if is_published else sigma.tolist())

@@ -115,7 +115,7 @@ def cost(preset: str, device: str) -> dict:
         "strides": " ".join(map(str, model.strides)),
         "channels": model.latent_channels,
         "parameters: encoder, decoder": " + ".join(f"{n / 1e6:.2f} M" for n in sizes),
-        "reach along z, latent voxels": f"{model.encoder_reach[0]}, {model.decoder_reach[0]}",
+        "reach along z, latent voxels": f"{model.encoder.reach[0]}, {model.decoder.reach[0]}",
         **json.loads(done.stdout),
     }
 

@@ -113,7 +113,7 @@ def test_a_sample_of_an_untrained_model_is_within_2_hu_of_the_mean():
 def test_the_gradient_reaches_as_far_as_is_claimed_and_no_farther(config, axis, part):
     """By float64, where a gradient of zero is one: the farthest latent voxel that touches, or is touched."""
     model = trained(config).double()
-    reach, stride = getattr(model, f"{part}_reach")[axis], config.strides[axis]
+    reach, stride = getattr(model, part).reach[axis], config.strides[axis]
     if config is BY_SLICE and axis > 0:
         assert reach > 10_000  # the whole slice, by its norms
         return
@@ -284,7 +284,7 @@ def test_the_presets_have_these_sizes(preset, parameters, kflop, strides, reach)
         model = CtVae(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.strides == strides
-    assert (model.encoder_reach[0], model.decoder_reach[0]) == reach
+    assert (model.encoder.reach[0], model.decoder.reach[0]) == reach
     if preset in ("full", "mri"):  # a fifth of a gigabyte to make
         return
     count = partial(_flops_of_onednn)
