@@ -8,6 +8,7 @@ two files that hold the same patient in another storage order give the same resu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ctsr.errors import UsageError
 
 __all__ = ["Turn", "canonical_turn", "corners", "slice_axis"]
 
-THICK_RATIO = 1.25  # an axis this much coarser than both others is the slice axis without asking
+_THICK_RATIO = 1.25  # an axis this much coarser than both others is the slice axis without asking
 
 
 def slice_axis(volume: Volume, *, axis: int | None = None) -> tuple[int, str]:
@@ -31,17 +32,13 @@ def slice_axis(volume: Volume, *, axis: int | None = None) -> tuple[int, str]:
         return axis, ""
     spacing = volume.spacing
     coarsest = int(np.argmax(spacing))
-    if spacing[coarsest] >= THICK_RATIO * np.delete(spacing, coarsest).max():
+    if spacing[coarsest] >= _THICK_RATIO * np.delete(spacing, coarsest).max():
         return coarsest, ""
     if volume.slice_axis is not None:
         return volume.slice_axis, ""
-    directions = volume.affine[:3, :3] / spacing
-    nearest = int(np.argmax(np.abs(directions[2])))
-    sizes = " × ".join(f"{s:.3g}" for s in spacing)
-    return (
-        nearest,
-        f"voxels of {sizes} mm do not show the slice axis: taking axis {nearest}, nearest head–foot (--axis)",
-    )
+    nearest = int(np.argmax(np.abs(volume.affine[2, :3] / spacing)))
+    found = f"voxels of {' × '.join(f'{s:.3g}' for s in spacing)} mm do not show the slice axis"
+    return nearest, f"{found}: taking axis {nearest}, nearest head–foot (--axis)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,14 @@ class Turn:
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """File order (I, J, K) → computing order (D, H, W), a view."""
-        return data.transpose(self.order)[tuple(slice(None, None, -1 if f else None) for f in self.flips)]
+        return self._flipped(data.transpose(self.order))
 
     def undo(self, data: np.ndarray) -> np.ndarray:
         """Computing order (D, H, W) → file order (I, J, K), a view."""
-        flipped = data[tuple(slice(None, None, -1 if f else None) for f in self.flips)]
-        return flipped.transpose(np.argsort(self.order))
+        return self._flipped(data).transpose(np.argsort(self.order))
+
+    def _flipped(self, data: np.ndarray) -> np.ndarray:
+        return data[tuple(slice(None, None, -1 if f else None) for f in self.flips)]
 
 
 def canonical_turn(affine: np.ndarray, axis: int) -> Turn:
@@ -86,8 +85,5 @@ def _line(direction: np.ndarray) -> tuple[float, ...]:
 
 def corners(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Positions of the eight corner voxels' centres, mm, (8, 3)."""
-    index = np.array(
-        [[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)]
-    )
-    positions: np.ndarray = (affine @ index.T).T[:, :3]
-    return positions
+    index = np.array([[*at, 1] for at in product(*((0, n - 1) for n in shape))])
+    return np.asarray((affine @ index.T).T[:, :3])

@@ -1,4 +1,4 @@
-"""CT numbers on a regular grid, and where that grid lies in the patient."""
+"""CT numbers on a regular grid, where that grid lies in the patient, and the one place where HU are rounded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ctsr.errors import GeometryError
 
-__all__ = ["AIR", "PADDING_LIMIT", "Volume"]
+__all__ = ["AIR", "PADDING_LIMIT", "Volume", "rounded", "storage_type"]
 
 AIR = -1000.0  # HU
 PADDING_LIMIT = -1500.0  # HU; nothing in a patient is this low: at or below it a voxel is scanner padding
@@ -42,13 +42,11 @@ class Volume:
         if self.data.dtype.kind not in "iuf":
             raise GeometryError(f"CT numbers are integers or floats, not {self.data.dtype}")
         affine = np.array(self.affine, dtype=np.float64)  # a copy: the caller's array may change
-        if (
-            affine.shape != (4, 4)
-            or not np.isfinite(affine).all()
-            or not np.array_equal(affine[3], [0, 0, 0, 1])
-        ):
+        is_affine = affine.shape == (4, 4) and np.array_equal(affine[3], [0, 0, 0, 1])
+        if not (is_affine and np.isfinite(affine).all()):
+            found = affine.tolist()
             raise GeometryError(
-                f"an affine is a finite 4 × 4 matrix that ends in 0 0 0 1, this one is {affine.tolist()}"
+                f"an affine is a finite 4 × 4 matrix that ends in 0 0 0 1, this one is {found}"
             )
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise GeometryError("the affine is singular: two axes of the volume run the same way")
@@ -64,10 +62,29 @@ class Volume:
     @property
     def spacing(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along each axis, mm, (3,)."""
-        lengths: np.ndarray = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return lengths
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def result_dtype(self) -> np.dtype:
         """The type that a result made from this volume is stored in, before its range is known."""
         return np.dtype(self.stored_dtype if self.stored_dtype is not None else self.data.dtype)
+
+
+def storage_type(wanted: np.dtype, low: float, high: float) -> np.dtype:
+    """The type that holds HU from `low` to `high` with slope 1 and intercept 0.
+
+    `wanted` (that of the input) where it is an integer type and holds them, else int16 where that does, else
+    float32; a float type stays float32.
+    """
+    for dtype in (np.dtype(wanted), np.dtype(np.int16)):
+        if wanted.kind in "iu" and np.iinfo(dtype).min <= round(low) and round(high) <= np.iinfo(dtype).max:
+            return dtype
+    return np.dtype(np.float32)
+
+
+def rounded(hu: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """HU in `dtype`: whole numbers, limited to what the type holds; float types are only cast."""
+    if dtype.kind not in "iu":
+        return hu.astype(dtype, copy=False)
+    info = np.iinfo(dtype)  # clipped before the cast, which would wrap
+    return np.asarray(np.clip(np.rint(hu), info.min, info.max).astype(dtype))

@@ -12,18 +12,17 @@ import math
 import numpy as np
 
 from ctsr.core.geometry import canonical_turn, slice_axis
-from ctsr.core.storage import rounded, storage_type
-from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
+from ctsr.core.volume import AIR, PADDING_LIMIT, Volume, rounded, storage_type
 from ctsr.core.zgrid import ZGrid, shifted_affine, thick_count
 from ctsr.errors import GeometryError, UsageError
 from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import nearest_matrix
 
-__all__ = ["simulate_volume", "thicken"]
+__all__ = ["LARGEST_FACTOR", "simulate_volume", "thicken"]
 
 LARGEST_FACTOR = 20.0
-RATIOS = (0.2, 4.0)  # slice thickness / spacing; nothing outside is scanned
+_RATIOS = (0.2, 4.0)  # slice thickness / spacing; nothing outside is scanned
 
 
 def thicken(
@@ -77,7 +76,9 @@ def simulate_volume(
     """
     axis, note = slice_axis(volume, axis=axis)
     notes = [note] if note else []
-    factor, spacing, thickness = _asked(float(volume.spacing[axis]), factor, spacing, thickness, noise_sd)
+    if not (math.isfinite(noise_sd) and noise_sd >= 0):
+        raise UsageError(f"--noise: {noise_sd} is no standard deviation in HU")
+    factor, spacing, thickness = _asked(float(volume.spacing[axis]), factor, spacing, thickness)
     turn = canonical_turn(volume.affine, axis)
     thin = turn.apply(volume.data)
     padding = thin <= PADDING_LIMIT
@@ -92,57 +93,40 @@ def simulate_volume(
         seed=seed,
     )
     grid = ZGrid(len(thick), factor)
-    if is_padded:
-        _put_padding_back(thick, thin, grid)
-    dropped = len(thin) - used
-    if dropped:
+    if is_padded:  # a thick voxel is padding where the thin slice nearest to its centre is
+        positions = (np.arange(grid.n) - grid.first) * factor
+        for k, j in enumerate(nearest_matrix(positions, grid.m).argmax(axis=1)):
+            thick[k][padding[j]] = thin[j][padding[j]]
+    if dropped := len(thin) - used:
         notes.append(f"{dropped} of {len(thin)} thin slices dropped: they fill no whole thick slice")
     start = dropped if turn.flips[0] else 0  # in the file's order
     cropped = shifted_affine(volume.affine, axis, first=start, step=1.0)
     dtype = storage_type(volume.result_dtype, float(thick.min()), float(thick.max()))
-    return (
-        Volume(
-            rounded(turn.undo(thick), dtype),
-            shifted_affine(cropped, axis, first=-grid.first * factor, step=factor),
-            slice_thickness=thickness,
-            slice_axis=axis,
-            form_code=volume.form_code,
-        ),
-        notes,
+    made = Volume(
+        rounded(turn.undo(thick), dtype),
+        shifted_affine(cropped, axis, first=-grid.first * factor, step=factor),
+        slice_thickness=thickness,
+        slice_axis=axis,
+        form_code=volume.form_code,
     )
+    return made, notes
 
 
 def _asked(
-    thin_spacing: float, factor: float | None, spacing: float | None, thickness: float | None, noise_sd: float
+    thin_spacing: float, factor: float | None, spacing: float | None, thickness: float | None
 ) -> tuple[float, float, float]:
     """Factor, spacing and thickness of the thick slices, checked."""
-    if (factor is None) == (spacing is None):
-        raise UsageError("--factor and --spacing exclude each other, one of them is needed")
-    if factor is None:
-        assert spacing is not None
+    if factor is not None and spacing is None:
+        spacing = factor * thin_spacing
+    elif spacing is not None and factor is None:
         factor = spacing / thin_spacing
     else:
-        spacing = factor * thin_spacing
+        raise UsageError("--factor and --spacing exclude each other, one of them is needed")
     if not 1 < factor <= LARGEST_FACTOR:
-        raise UsageError(
-            f"slices from {thin_spacing:.4g} to {spacing:.4g} mm are a factor of {factor:.4g}, expected more"
-            f" than 1 and up to {LARGEST_FACTOR:g}"
-        )
+        asked = f"slices from {thin_spacing:.4g} to {spacing:.4g} mm are a factor of {factor:.4g}"
+        raise UsageError(f"{asked}, expected more than 1 and up to {LARGEST_FACTOR:g}")
     thickness = spacing if thickness is None else thickness
-    ratio = thickness / spacing
-    if not RATIOS[0] <= ratio <= RATIOS[1]:
-        raise GeometryError(
-            f"slices {thickness:.4g} mm thick and {spacing:.4g} mm apart: the ratio {ratio:.3g} is not in"
-            f" {RATIOS[0]:g}…{RATIOS[1]:g}"
-        )
-    if not (math.isfinite(noise_sd) and noise_sd >= 0):
-        raise UsageError(f"--noise: {noise_sd} is no standard deviation in HU")
+    if not _RATIOS[0] <= (ratio := thickness / spacing) <= _RATIOS[1]:
+        asked = f"slices {thickness:.4g} mm thick and {spacing:.4g} mm apart"
+        raise GeometryError(f"{asked}: the ratio {ratio:.3g} is not in {_RATIOS[0]:g}…{_RATIOS[1]:g}")
     return factor, spacing, thickness
-
-
-def _put_padding_back(thick: np.ndarray, thin: np.ndarray, grid: ZGrid) -> None:
-    """In place: a thick voxel is padding where the thin slice nearest to its centre is."""
-    nearest = nearest_matrix((np.arange(grid.n) - grid.first) * grid.factor, grid.m).argmax(axis=1)
-    for k, j in enumerate(nearest):
-        padded = thin[j] <= PADDING_LIMIT
-        thick[k][padded] = thin[j][padded]

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctsr.core.geometry import canonical_turn, slice_axis
-from ctsr.core.storage import rounded, storage_type
-from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
+from ctsr.core.volume import AIR, PADDING_LIMIT, Volume, rounded, storage_type
 from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.infer.device import check_names
 from ctsr.infer.pipeline import CLASSICAL, Pipeline, Recipe

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctsr.core.geometry import slice_axis
-from ctsr.core.storage import rounded
-from ctsr.core.volume import Volume
+from ctsr.core.volume import Volume, rounded
 from ctsr.data.manifest import MANIFEST, update_manifest
 from ctsr.data.splits import SETS, list_path
 from ctsr.errors import UsageError
