@@ -23,23 +23,12 @@ from ctsr.core.zgrid import ZGrid
 from ctsr.errors import InputError, WeightsError
 from ctsr.io.atomic import write_bytes
 
-__all__ = [
-    "DTYPES",
-    "EXCERPT",
-    "LatentPair",
-    "PairRecord",
-    "Stamp",
-    "check_stamps",
-    "excerpt_box",
-    "write_pair",
-]
+__all__ = ["LatentPair", "PairRecord", "Stamp", "check_stamps", "excerpt_box", "write_pair"]
 
 FORMAT = 1
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LATENTS = (
-    "y0",
-    "r",
-)  # r = x₀ − y₀: its difference in fp16 would be half rounding where it is a thousandth of y₀
+# r = x₀ − y₀: the difference in fp16 would be half rounding where it is a thousandth of y₀
+LATENTS = ("y0", "r")
 EXCERPT = ("truth", "stage_one", "body")  # int16 HU, int16 HU, a mask; (D, H, W) each
 EXCERPT_SIZE = (48, 96, 96)  # voxels at most; 4 samples of 15 steps take two cores some 20 s
 Triple = tuple[int, int, int]
@@ -110,20 +99,18 @@ class LatentPair:
             told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
             record = PairRecord(**{**told, "stamp": Stamp(**told["stamp"])})
             c, d, h, w = shapes["y0"]
-            voxels = (record.grid.m, h * record.strides[1], w * record.strides[2])
+            m, (z, y, x) = record.grid.m, record.strides
             ends = [a * s + n for a, s, n in zip(record.corner, record.strides, shapes["truth"], strict=True)]
-            fits = (
-                shapes["r"] == shapes["y0"]
-                and c == len(record.mean_square)
-                and d == -(-record.grid.m // record.strides[0])
-            )
-            fits &= len({shapes[k] for k in EXCERPT}) == 1 and all(map(int.__le__, ends, voxels))
-            if not fits:
+            if (
+                shapes["r"] != (len(record.mean_square), -(-m // z), h, w)
+                or shapes["r"] != shapes["y0"]
+                or len({shapes[k] for k in EXCERPT}) > 1
+                or any(end > n for end, n in zip(ends, (m, h * y, w * x), strict=True))
+            ):
                 raise ValueError(f"its parts do not fit each other: {shapes}")
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as exc:
-            raise InputError(
-                f"no pair of latents, or damaged: {exc}", path=path, hint="encode it again"
-            ) from exc
+            hint = "encode it again"
+            raise InputError(f"no pair of latents, or damaged: {exc}", path=path, hint=hint) from exc
         return cls(path, name, record, (c, d, h, w))
 
     @classmethod
@@ -185,16 +172,14 @@ def check_stamps(stamps: Iterable[tuple[Path, Stamp]]) -> None:
 
     Stage ones may be several where each is of the same recipe and none has seen the scans that it worked on.
     """
-    every = list(stamps)
-    for path, stamp in every:
-        other, one = every[0]
-        pair = stamp, one
+    first: tuple[Path, Stamp] | None = None
+    for path, stamp in stamps:
+        other, one = first = first or (path, stamp)
+        are_folds = stamp.recipe == one.recipe and stamp.is_out_of_fold and one.is_out_of_fold
         if stamp.vae_sha256 != one.vae_sha256:
-            what, (found, expected) = "VAE", (s.vae_sha256 for s in pair)
-        elif stamp.stage_one_sha256 != one.stage_one_sha256 and not (
-            stamp.recipe == one.recipe and stamp.is_out_of_fold and one.is_out_of_fold
-        ):
-            what, (found, expected) = "stage one", (s.stage_one_sha256 for s in pair)
+            what, found, expected = "VAE", stamp.vae_sha256, one.vae_sha256
+        elif stamp.stage_one_sha256 != one.stage_one_sha256 and not are_folds:
+            what, found, expected = "stage one", stamp.stage_one_sha256, one.stage_one_sha256
         else:
             continue
         raise WeightsError(
