@@ -14,7 +14,7 @@ from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, UsageError
 from ctsr.io.atomic import check_output, write_bytes
 from ctsr.io.dicom.records import Stack
-from ctsr.io.dicom.write import Derivation, check_like, check_series, write_series
+from ctsr.io.dicom.write import check_like, check_series, write_series
 from ctsr.io.lists import VOLUME_SUFFIXES, write_table
 from ctsr.io.nifti import write_slabs, write_volume
 from ctsr.io.provenance import check_image_output
@@ -207,8 +207,7 @@ def _write(
     if like is not None:
         warnings = write_series(
             target, map(_as_planes, slabs), like, job.affine, job.shape,
-            derivation=lambda: _derivation(job), padding_value=padding_value, overwrite=files.overwrite,
-            random_uids=files.random_uids, record=job.record,
+            padding_value=padding_value, overwrite=files.overwrite, random_uids=files.random_uids, record=job.record,
         )  # fmt: skip
         for warning in warnings:
             report.warn(f"{target}: {warning}")
@@ -261,23 +260,6 @@ def _write_beside(job: Job, files: FileOptions, planes: Mapping[str, np.ndarray]
             write_volume(made, path, overwrite=files.overwrite)
     if files.preview is not None:
         write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
-
-
-def _derivation(job: Job) -> Derivation:
-    r = job.record
-    return Derivation(
-        version=r["ctsr_version"],
-        model=r["model"],
-        weights_sha256=r.get("weights_sha256"),
-        factor=r["factor"],
-        slice_thickness=r["SliceThickness"],
-        source_thickness=r["input_slice_thickness_mm"],
-        source_spacing=r["input_spacing_mm"],
-        residual_mean_hu=r["consistency_residual_mean_hu"],
-        residual_max_hu=r["consistency_residual_max_hu"],
-        parameters=r["request"],
-        is_tilt_removed=bool(r.get("tilt_removed_deg")),
-    )
 
 
 def _preview(job: Job, planes: Mapping[str, np.ndarray]) -> bytes:

@@ -10,8 +10,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
-__all__ = ["CT_IMAGE", "IMPLEMENTATION", "Derivation", "Headers"]
+__all__ = ["IMPLEMENTATION", "headers"]
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 IMPLEMENTATION = "2.25.203410337812284907162953281640733259077"  # ctsr's own, the same for ever
 # what every slice of the series takes from the first slice of the source
 _SERIES = """
@@ -63,6 +62,7 @@ _NEAREST = """
     ContrastBolusIngredientConcentration
 """
 _WINDOW = "WindowCenter WindowWidth WindowCenterWidthExplanation"
+_SUPPORT = 2  # source slices on either side of a derived one that count as its sources
 # present even if nothing is known: type 2 of the CT image, and conditions that nobody can decide
 _AT_LEAST_EMPTY = """
     PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
@@ -90,205 +90,198 @@ _TEXTS = {
 }  # in a character set; None: of implicit VR, or unknown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Derivation:
-    """How the pixels came about, as the series says it.
+def headers(
+    like: Stack,
+    grid: np.ndarray,
+    shape: tuple[int, int, int],
+    record: Mapping[str, Any],
+    *,
+    padding_value: int | None,
+    series_number: int | None,
+    uids: tuple[str, str],
+    new_uid: Callable[[str], str],
+    content_time: datetime.datetime | None,
+) -> tuple[list[bytes], list[str]]:
+    """The file of each slice of one derived series up to its pixels, and what a user should know of it.
 
-    version: of ctsr. model: its name. weights_sha256: None where no network took part.
-    slice_thickness: the one claimed for the result, mm. source_thickness, source_spacing: mm.
-    residual_mean_hu, residual_max_hu: |A x − y|, where it was measured.
-    parameters: all else that changes pixels, JSON-able; enters the UIDs, is not written.
-    support: source slices on either side of a derived one that count as its sources.
-    is_tilt_removed: the source was sheared into this grid.
+    grid: (4, 4) index (column, row, slice) → LPS mm, orthogonal. shape: columns, rows, slices. record: how the pixels
+    came about. uids: of the series and of the slice, as every header has them until the true ones are known.
+    InputError where the source has what can't be written.
     """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID
 
-    version: str
-    model: str
-    weights_sha256: str | None
-    factor: float
-    slice_thickness: float
-    source_thickness: float
-    source_spacing: float
-    residual_mean_hu: float | None = None
-    residual_max_hu: float | None = None
-    parameters: Mapping[str, Any]
-    support: int = 2
-    is_tilt_removed: bool = False
+    sources = [_in_a_character_set(s.header) for s in like.slices]
+    series, warnings = _series(like, sources, grid, record, new_uid)
+    series.SeriesInstanceUID, series.SOPInstanceUID = uids
+    if series_number is not None:
+        series.SeriesNumber = series_number
+    if padding_value is not None:
+        series.add_new("PixelPaddingValue", "SS", padding_value)  # by name pydicom could not tell US from SS
+    columns, rows, n = shape
+    series.Columns, series.Rows = columns, rows
+    series.file_meta = FileMetaDataset()
+    series.file_meta.MediaStorageSOPClassUID, series.file_meta.MediaStorageSOPInstanceUID = (
+        UID(_CT_IMAGE),
+        UID(uids[1]),
+    )
+    series.file_meta.TransferSyntaxUID, series.file_meta.ImplementationClassUID = (
+        UID(EXPLICIT),
+        UID(IMPLEMENTATION),
+    )
+    series.file_meta.ImplementationVersionName = f"CTSR_{record['ctsr_version'].replace('.', '_')}"[:16]
 
-    def describe(self) -> str:
-        """One paragraph for DerivationDescription, at most 1024 ASCII characters."""
-        weights = f"weights sha256 {self.weights_sha256}" if self.weights_sha256 else "no weights"
-        residual = ""
-        if self.residual_mean_hu is not None and self.residual_max_hu is not None:
-            figures = f"{self.residual_mean_hu:.3g} HU in the mean and {self.residual_max_hu:.3g} HU at most"
-            residual = f" Thickened again they differ from the source by {figures}."
-        text = (
-            f"Thin slices computed from thick ones by ctsr {self.version}, model {self.model}, {weights}, factor "
-            f"{self.factor:g}; source slices {self.source_thickness:g} mm thick, {self.source_spacing:g} mm apart."
-            f"{residual} Research use only, not for primary diagnosis."
-        )
-        return _ascii(text, 1024)
-
-
-class Headers:
-    """Makes the header of each slice of one derived series, and gathers what a user should know of it.
-
-    grid: (4, 4) index (column, row, slice) → LPS mm, orthogonal. shape: columns, rows, slices.
-    uids: of the series and of the slice, as every header has them until the true ones are known.
-    """
-
-    def __init__(
-        self,
-        like: Stack,
-        grid: np.ndarray,
-        shape: tuple[int, int, int],
-        derivation: Derivation,
-        *,
-        padding_value: int | None,
-        series_number: int | None,
-        uids: tuple[str, str],
-        new_uid: Callable[[str], str],
-        content_time: datetime.datetime | None,
-    ) -> None:
-        self.warnings: list[str] = []
-        self._like, self._grid, self._shape, self._told, self._uids = like, grid, shape, derivation, uids
-        self._time = content_time
-        self._sources = [_in_a_character_set(s.header) for s in like.slices]
-        self._at = np.array([s.position @ grid[:3, 2] for s in like.slices]) / np.linalg.norm(grid[:3, 2])
-        self._series = self._series_part(padding_value, series_number, new_uid)
-
-    def header(self, k: int) -> bytes:
-        """The file of slice k up to its pixels. InputError where the source has what can't be written."""
-        import pydicom
-        from pydicom.dataset import Dataset, FileMetaDataset
-        from pydicom.uid import UID
-
+    step = np.linalg.norm(grid[:3, 2])
+    at = np.array([s.position @ grid[:3, 2] for s in like.slices]) / step
+    made = []
+    for k in range(n):
         out = Dataset()
-        out.update(self._series)
-        series_uid, image_uid = self._uids
-        position = self._grid[:3, 3] + k * self._grid[:3, 2]
-        along = float(position @ self._grid[:3, 2] / np.linalg.norm(self._grid[:3, 2]))
-        near = np.argsort(np.abs(self._at - along), kind="stable")
-        nearest = self._sources[near[0]]
+        out.update(series)
+        out.file_meta = series.file_meta
+        position = grid[:3, 3] + k * grid[:3, 2]
+        along = float(position @ grid[:3, 2] / step)
+        near = np.argsort(np.abs(at - along), kind="stable")
+        nearest = sources[near[0]]
         _copy(out, _NEAREST, nearest)
         centres, widths = (np.atleast_1d(_value(nearest, name)) for name in ("WindowCenter", "WindowWidth"))
         if len(centres) == len(widths) and all(w is not None and w >= 1 for w in widths):
             _copy(out, _WINDOW, nearest)
-        self._references(out, sorted(near[: 2 * self._told.support].tolist()))
-        if self._time is not None:
-            out.ContentDate, out.ContentTime = self._time.strftime("%Y%m%d"), self._time.strftime("%H%M%S")
-        out.SeriesInstanceUID, out.SOPInstanceUID = series_uid, image_uid
+        _refer(out, like, sources, sorted(near[: 2 * _SUPPORT].tolist()))
+        if content_time is not None:
+            out.ContentDate, out.ContentTime = (
+                content_time.strftime("%Y%m%d"),
+                content_time.strftime("%H%M%S"),
+            )
         out.InstanceNumber = k + 1
         out.ImagePositionPatient, out.SliceLocation = _decimals(position), _decimals([along])[0]
         _fill(out, _AT_LEAST_EMPTY)
-        out.file_meta = FileMetaDataset()
-        out.file_meta.MediaStorageSOPClassUID = UID(CT_IMAGE)
-        out.file_meta.MediaStorageSOPInstanceUID = UID(image_uid)
-        out.file_meta.TransferSyntaxUID = UID(EXPLICIT)
-        out.file_meta.ImplementationClassUID = UID(IMPLEMENTATION)
-        out.file_meta.ImplementationVersionName = f"CTSR_{self._told.version.replace('.', '_')}"[:16]
-        buffer = io.BytesIO()
-        try:
-            pydicom.dcmwrite(buffer, out, enforce_file_format=True)
-        except (ValueError, TypeError, AttributeError, OverflowError, struct.error) as exc:
-            reason = f"an attribute of its header can't be written again ({type(exc).__name__})"
-            raise InputError(reason, path=self._like.name) from None  # the cause would quote the patient
-        n_bytes = 2 * self._shape[0] * self._shape[1]
-        return buffer.getvalue() + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, n_bytes)
-
-    def _series_part(
-        self, padding_value: int | None, series_number: int | None, new_uid: Callable[[str], str]
-    ) -> Dataset:
-        """What is the same in every slice."""
-        from pydicom.dataset import Dataset
-
-        told, sources, grid = self._told, self._sources, self._grid
-        first, spacing = sources[0], np.linalg.norm(grid[:3, :3], axis=0)
-        out = Dataset()
-        _copy(out, _SERIES, first)
-        for keyword in _COMMON.split():
-            value = _value(first, keyword)
-            if all(_value(s, keyword) == value for s in sources):
-                _copy(out, keyword, first)
-        if _find(first, "PatientIdentityRemoved") and any(_find(first, k) for k in _DEIDENTIFIED.split()):
-            _copy(out, f"PatientIdentityRemoved {_DEIDENTIFIED}", first)
-        if any(_value(s, "BurnedInAnnotation") == "YES" for s in sources):
-            out.BurnedInAnnotation = "YES"
-        for keyword, what in (("StudyInstanceUID", "study"), ("FrameOfReferenceUID", "frame of reference")):
-            if keyword not in out:
-                setattr(out, keyword, new_uid(what))
-                self.warnings.append(f"the source names no {what}: a new one is written")
-        if out.get("BodyPartExamined") in UNPAIRED.split():
-            out.pop("Laterality", None)
-        else:
-            _fill(out, "Laterality")
-        if "ClinicalTrialSponsorName" in out:
-            _fill(out, _TRIAL_AT_LEAST_EMPTY)
-        # 01 once any source was compressed with loss, 00 only where every one says that it was not
-        lossy = [source for s, source in zip(self._like.slices, sources, strict=True) if is_lossy(s)]
-        if lossy:
-            out.LossyImageCompression = "01"
-            _copy(out, "LossyImageCompressionRatio LossyImageCompressionMethod", lossy[0])
-        elif all(_value(s, "LossyImageCompression") == "00" for s in sources):
-            out.LossyImageCompression = "00"
-
-        out.SOPClassUID, out.Modality, out.ContentQualification = CT_IMAGE, "CT", "RESEARCH"
-        out.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        number = min(int(_value(first, "SeriesNumber") or 0) + 1000, (1 << 31) - 1)
-        out.SeriesNumber = number if series_number is None else series_number
-        name = f"{str(_value(first, 'SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
-        out.SeriesDescription = name.strip()
-        _name_ctsr(out, told)
-        if told.weights_sha256:
-            out.DeviceSerialNumber = told.weights_sha256  # 64 characters, as many as fit
-        out.DerivationDescription = told.describe()
-        out.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
-        if told.is_tilt_removed:
-            out.DerivationCodeSequence.append(_code("113072", "Multiplanar reformatting"))
-            out.GantryDetectorTilt = 0
-        out.ContributingEquipmentSequence = _equipment(first, told)
-
-        out.SliceThickness = _decimals([told.slice_thickness])[0]
-        out.SpacingBetweenSlices = _decimals([spacing[2]])[0]
-        out.PixelSpacing = _decimals([spacing[1], spacing[0]])
-        out.ImageOrientationPatient = _decimals((grid[:3, :2] / spacing[:2]).T.ravel())
-        out.Columns, out.Rows, _ = self._shape
-        out.SamplesPerPixel, out.PhotometricInterpretation, out.PixelRepresentation = 1, "MONOCHROME2", 1
-        out.BitsAllocated, out.BitsStored, out.HighBit = 16, 16, 15
-        out.RescaleIntercept, out.RescaleSlope, out.RescaleType = 0, 1, "HU"
-        if padding_value is not None:
-            out.add_new("PixelPaddingValue", "SS", padding_value)  # by name pydicom could not tell US from SS
-        return out
-
-    def _references(self, out: Dataset, near: Sequence[int]) -> None:
-        """The source images of a slice, if they have UIDs: an object once, with its frames."""
-        from pydicom.dataset import Dataset
-
-        frames: dict[tuple[str, str], list[int]] = {}
-        for i in near:
-            kind, uid = (str(_value(self._sources[i], k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
-            frame = self._like.slices[i].frame
-            frames.setdefault((kind, uid), []).extend([] if frame is None else [frame + 1])
-        if not self._like.series_uid or any(not uid for _, uid in frames):
-            return
-        images, instances = [Dataset() for _ in frames], [Dataset() for _ in frames]
-        for ((kind, uid), numbers), image, instance in zip(frames.items(), images, instances, strict=True):
-            for each in (image, instance):
-                each.ReferencedSOPClassUID, each.ReferencedSOPInstanceUID = kind, uid
-            if numbers:
-                image.ReferencedFrameNumber = sorted(numbers)
-            purpose = _code("121322", "Source image for image processing operation")
-            image.PurposeOfReferenceCodeSequence = [purpose]
-        series = Dataset()
-        series.SeriesInstanceUID, series.ReferencedInstanceSequence = self._like.series_uid, instances
-        out.SourceImageSequence, out.ReferencedSeriesSequence = images, [series]
+        made.append(
+            _encoded(out, like.name) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 2 * columns * rows)
+        )
+    return made, warnings
 
 
-def _equipment(first: Dataset, told: Derivation) -> list[Dataset]:
+def _encoded(out: Dataset, name: str) -> bytes:
+    import pydicom
+
+    buffer = io.BytesIO()
+    try:
+        pydicom.dcmwrite(buffer, out, enforce_file_format=True)
+    except (ValueError, TypeError, AttributeError, OverflowError, struct.error) as exc:
+        reason = f"an attribute of its header can't be written again ({type(exc).__name__})"
+        raise InputError(reason, path=name) from None  # the cause would quote the patient
+    return buffer.getvalue()
+
+
+def _series(
+    like: Stack,
+    sources: Sequence[Dataset],
+    grid: np.ndarray,
+    record: Mapping[str, Any],
+    new_uid: Callable[[str], str],
+) -> tuple[Dataset, list[str]]:
+    """What is the same in every slice, and warnings."""
+    from pydicom.dataset import Dataset
+
+    first, spacing = sources[0], np.linalg.norm(grid[:3, :3], axis=0)
+    out, warnings = Dataset(), []
+    _copy(out, _SERIES, first)
+    _copy(
+        out,
+        " ".join(k for k in _COMMON.split() if all(_value(s, k) == _value(first, k) for s in sources)),
+        first,
+    )
+    if _find(first, "PatientIdentityRemoved") and any(_find(first, k) for k in _DEIDENTIFIED.split()):
+        _copy(out, f"PatientIdentityRemoved {_DEIDENTIFIED}", first)
+    if any(_value(s, "BurnedInAnnotation") == "YES" for s in sources):
+        out.BurnedInAnnotation = "YES"
+    for keyword, what in (("StudyInstanceUID", "study"), ("FrameOfReferenceUID", "frame of reference")):
+        if keyword not in out:
+            setattr(out, keyword, new_uid(what))
+            warnings.append(f"the source names no {what}: a new one is written")
+    if out.get("BodyPartExamined") in UNPAIRED.split():
+        out.pop("Laterality", None)
+    else:
+        _fill(out, "Laterality")
+    if "ClinicalTrialSponsorName" in out:
+        _fill(out, _TRIAL_AT_LEAST_EMPTY)
+    # 01 once any source was compressed with loss, 00 only where every one says that it was not
+    lossy = [source for s, source in zip(like.slices, sources, strict=True) if is_lossy(s)]
+    if lossy:
+        out.LossyImageCompression = "01"
+        _copy(out, "LossyImageCompressionRatio LossyImageCompressionMethod", lossy[0])
+    elif all(_value(s, "LossyImageCompression") == "00" for s in sources):
+        out.LossyImageCompression = "00"
+
+    out.SOPClassUID, out.Modality, out.ContentQualification = _CT_IMAGE, "CT", "RESEARCH"
+    out.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    out.SeriesNumber = min(int(_value(first, "SeriesNumber") or 0) + 1000, (1 << 31) - 1)
+    name = f"{str(_value(first, 'SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
+    out.SeriesDescription = name.strip()
+    out.update(_ctsr(record))
+    if record.get("weights_sha256"):
+        out.DeviceSerialNumber = record["weights_sha256"]  # 64 characters, as many as fit
+    out.DerivationDescription = _description(record)
+    out.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
+    if record.get("tilt_removed_deg"):
+        out.DerivationCodeSequence.append(_code("113072", "Multiplanar reformatting"))
+        out.GantryDetectorTilt = 0
+    out.ContributingEquipmentSequence = _equipment(first, record)
+
+    out.SliceThickness, out.SpacingBetweenSlices = _decimals([record["SliceThickness"], spacing[2]])
+    out.PixelSpacing = _decimals([spacing[1], spacing[0]])
+    out.ImageOrientationPatient = _decimals((grid[:3, :2] / spacing[:2]).T.ravel())
+    out.SamplesPerPixel, out.PhotometricInterpretation, out.PixelRepresentation = 1, "MONOCHROME2", 1
+    out.BitsAllocated, out.BitsStored, out.HighBit = 16, 16, 15
+    out.RescaleIntercept, out.RescaleSlope, out.RescaleType = 0, 1, "HU"
+    return out, warnings
+
+
+def _description(record: Mapping[str, Any]) -> str:
+    """One paragraph on how the pixels came about, at most 1024 ASCII characters."""
+    weights = f"weights sha256 {record['weights_sha256']}" if record.get("weights_sha256") else "no weights"
+    mean, most = record["consistency_residual_mean_hu"], record["consistency_residual_max_hu"]
+    residual = f" Thickened again they differ from the source by {mean:.3g} HU in the mean and {most:.3g} HU at most."
+    text = (
+        f"Thin slices computed from thick ones by ctsr {record['ctsr_version']}, model {record['model']}, {weights}, "
+        f"factor {record['factor']:g}; source slices {record['input_slice_thickness_mm']:g} mm thick, "
+        f"{record['input_spacing_mm']:g} mm apart.{'' if mean is None else residual} "
+        "Research use only, not for primary diagnosis."
+    )
+    return _ascii(text, 1024)
+
+
+def _refer(out: Dataset, like: Stack, sources: Sequence[Dataset], near: Iterable[int]) -> None:
+    """Name the source images of a slice, if they have UIDs: an object once, with its frames."""
+    from pydicom.dataset import Dataset
+
+    frames: dict[tuple[str, str], list[int]] = {}
+    for i in near:
+        kind, uid = (str(_value(sources[i], k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
+        frame = like.slices[i].frame
+        frames.setdefault((kind, uid), []).extend([] if frame is None else [frame + 1])
+    if not like.series_uid or any(not uid for _, uid in frames):
+        return
+    series, images, instances = Dataset(), [], []
+    for (kind, uid), numbers in frames.items():
+        image, instance = Dataset(), Dataset()
+        for each in (image, instance):
+            each.ReferencedSOPClassUID, each.ReferencedSOPInstanceUID = kind, uid
+        if numbers:
+            image.ReferencedFrameNumber = sorted(numbers)
+        purpose = _code("121322", "Source image for image processing operation")
+        image.PurposeOfReferenceCodeSequence = [purpose]
+        images.append(image)
+        instances.append(instance)
+    series.SeriesInstanceUID, series.ReferencedInstanceSequence = like.series_uid, instances
+    out.SourceImageSequence, out.ReferencedSeriesSequence = images, [series]
+
+
+def _equipment(first: Dataset, record: Mapping[str, Any]) -> list[Dataset]:
     """The source's own list, its scanner if that is not in it, and ctsr."""
     from pydicom.dataset import Dataset
 
-    held, scanner, ours = Dataset(), Dataset(), Dataset()
+    held, scanner, ours = Dataset(), Dataset(), _ctsr(record)
     _copy(held, "ContributingEquipmentSequence", first)
     found = list(held.get("ContributingEquipmentSequence", []))
     purposes = [c.get("CodeValue") for e in found for c in e.get("PurposeOfReferenceCodeSequence", [])]
@@ -296,15 +289,18 @@ def _equipment(first: Dataset, told: Derivation) -> list[Dataset]:
         _copy(scanner, "Manufacturer ManufacturerModelName SoftwareVersions", first)
         scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
         found.append(scanner)
-    _name_ctsr(ours, told)
     ours.ContributionDescription = "Thin slices computed from thick ones; research use only"
     ours.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     return [*found, ours]
 
 
-def _name_ctsr(out: Dataset, told: Derivation) -> None:
-    out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(told.model, 64)
-    out.SoftwareVersions = told.version
+def _ctsr(record: Mapping[str, Any]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    out = Dataset()
+    out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(record["model"], 64)
+    out.SoftwareVersions = record["ctsr_version"]
+    return out
 
 
 def _in_a_character_set(header: Dataset) -> Dataset:

@@ -7,7 +7,6 @@ gives the same files, sending them twice is harmless, and no UID ever stands for
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import io
@@ -15,7 +14,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from ctsr.core.geometry import corners
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, ResourceError, UsageError
 from ctsr.io.atomic import OutputFile, PathLike, atomic_folder, check_folder, output_error
-from ctsr.io.dicom.derived import IMPLEMENTATION, Derivation, Headers
+from ctsr.io.dicom.derived import IMPLEMENTATION, headers
 from ctsr.io.dicom.elements import quiet
 from ctsr.io.dicom.records import Stack
 from ctsr.io.provenance import write_record
 
-__all__ = ["RECORD", "Derivation", "check_like", "check_series", "write_series"]
+__all__ = ["RECORD", "check_like", "check_series", "write_series"]
 
 RECORD = "ctsr.json"
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -58,22 +58,22 @@ def write_series(
     affine: np.ndarray,
     shape: tuple[int, int, int],
     *,
-    derivation: Derivation | Callable[[], Derivation],
     padding_value: int | None,
     overwrite: bool,
     record: Mapping[str, Any],
     random_uids: bool = False,
     series_number: int | None = None,
-) -> tuple[str, ...]:
+) -> list[str]:
     """Write a volume as CT images IM000001.dcm … with `ctsr.json` beside them; returns what should be known of it.
 
     slabs: (index of the first slice, (n, rows, columns) HU), together every slice once, in any order. HU are
     rounded half to even and limited to int16, nothing else.
     like: the series that lends patient, study, frame of reference and technique.
     affine: (4, 4), index (column, row, slice) → RAS+ mm, slices rising along row × column direction.
-    shape: columns, rows, slices. derivation: a function is called when the last slab has been taken.
-    padding_value: HU of padding in the volume, None where it has none. series_number: None: the source's + 1000.
-    record: written to ctsr.json once the slabs are through, so it may be filled meanwhile; nothing of a patient.
+    shape: columns, rows, slices. series_number: None: the source's + 1000.
+    padding_value: HU of padding in the volume, None where it has none.
+    record: how the pixels came about, as `upsample` tells it, nothing of a patient; the series says it, and it is
+    written to ctsr.json. It is read once the slabs are through, so it may be filled meanwhile.
     random_uids: new UIDs and the present as ContentDate at every call.
     The record gains output_pixels_sha256 (of the slices' digests) and output_size_bytes (of the images).
 
@@ -85,28 +85,26 @@ def write_series(
     _check_grid(grid)
     with atomic_folder(folder, overwrite=overwrite, is_ours=_is_ours) as temporary:
         digests = _spool(temporary, slabs, shape, folder)
-        told = derivation if isinstance(derivation, Derivation) else derivation()
         named = "\n".join((like.study_uid, like.series_uid, like.patient_id)).encode()
         source = hashlib.sha256(b"".join([named, *digests])).digest()
         with quiet():
-            build = Headers(
+            made, warnings = headers(
                 like,
                 grid,
                 shape,
-                told,
+                record,
                 padding_value=padding_value,
                 series_number=series_number,
                 uids=(_ANY_SERIES, _ANY_IMAGE),
                 new_uid=lambda what: _uid(source, what),
                 content_time=datetime.datetime.now() if random_uids else None,
             )
-            headers = [build.header(k) for k in range(shape[2])]
-        whole = hashlib.sha256(json.dumps(dict(told.parameters), sort_keys=True).encode())
-        for header, digest in zip(headers, digests, strict=True):
+        whole = hashlib.sha256(json.dumps(record["request"], sort_keys=True).encode())
+        for header, digest in zip(made, digests, strict=True):
             whole.update(header + digest)
         seed = secrets.token_bytes(32) if random_uids else whole.digest()
         size = 0
-        for k, header in enumerate(headers):
+        for k, header in enumerate(made):
             for placeholder, part in ((_ANY_SERIES, "series"), (_ANY_IMAGE, f"image {k}")):
                 header = header.replace(placeholder.encode(), _uid(seed, part).encode())
             size += _finish(temporary, k, header, folder)
@@ -117,7 +115,7 @@ def write_series(
         beside = os.path.join(temporary, RECORD)
         write_record(beside, complete, overwrite=False)
         os.chmod(beside, 0o600)
-    return tuple(build.warnings)
+    return warnings
 
 
 def check_like(volume: Volume, stack: Stack) -> Volume:
@@ -126,41 +124,33 @@ def check_like(volume: Volume, stack: Stack) -> Volume:
     For an image file that borrows a patient: GeometryError where its axes are not those of the series, or its
     pixels are of another size, or it lies outside the box that the series fills.
     """
+    import nibabel
+
+    axes: Any = nibabel.orientations
     first = stack.slices[0]
     frame = np.stack([first.row, first.column, first.normal])  # LPS, rows: the axes asked for
-    toward = frame @ (_TO_LPS @ volume.affine)[:3, :3] / volume.spacing
-    order = np.argmax(np.abs(toward), axis=1)
-    closest = np.abs(toward)[range(3), order]
-    if len(set(order.tolist())) < 3 or closest.min() < np.cos(np.radians(0.1)):
-        degrees = np.degrees(np.arccos(closest.min().clip(0, 1)))
-        raise GeometryError(
-            f"its axes are turned by {degrees:.3g}° against the series'", hint="--like another series"
-        )
-    given, wanted = volume.spacing[order[:2]], np.array(first.pixel_spacing)[::-1]
-    if (np.abs(given / wanted - 1) > _SPACING).any():
-        sizes = " against ".join(f"{a:.6g} × {b:.6g}" for a, b in (given, wanted))
-        raise GeometryError(
-            f"its pixels are not of the series' size: {sizes} mm", hint="--like another series"
-        )
-    ours = corners(_TO_LPS @ volume.affine, volume.shape) @ frame.T
+    lps = _TO_LPS @ volume.affine
+    orientation = axes.io_orientation(np.block([[frame @ lps[:3, :3], np.zeros((3, 1))], [0, 0, 0, 1]]))
+    data = axes.apply_orientation(volume.data, orientation)
+    undo = axes.inv_ornt_aff(orientation, volume.shape)
+    lps = lps @ undo
+    spacing, hint = np.linalg.norm(lps[:3, :3], axis=0), "--like another series"
+    closest = np.diag(frame @ lps[:3, :3] / spacing).min()
+    if closest < np.cos(np.radians(0.1)):
+        degrees = np.degrees(np.arccos(closest.clip(0, 1)))
+        raise GeometryError(f"its axes are turned by {degrees:.3g}° against the series'", hint=hint)
+    wanted = np.array(first.pixel_spacing)[::-1]
+    if (np.abs(spacing[:2] / wanted - 1) > _SPACING).any():
+        sizes = " against ".join(f"{a:.6g} × {b:.6g}" for a, b in (spacing[:2], wanted))
+        raise GeometryError(f"its pixels are not of the series' size: {sizes} mm", hint=hint)
+    ours = corners(lps, data.shape) @ frame.T
     rows, columns = first.shape
     far = first.row * (columns - 1) * wanted[0] + first.column * (rows - 1) * wanted[1]
     theirs = np.array([p for s in stack.slices for p in (s.position, s.position + far)]) @ frame.T
-    apart = np.maximum(ours.min(0) - theirs.max(0), theirs.min(0) - ours.max(0))
-    if apart.max() > 0:
-        raise GeometryError(
-            f"it lies {apart.max():.4g} mm outside the box of the series", hint="--like another series"
-        )
-    signs = np.sign(toward[range(3), order])
-    data = volume.data.transpose(order)
-    turned = volume.affine[:, [*order, 3]].copy()
-    for axis in np.flatnonzero(signs < 0).tolist():
-        data = np.flip(data, axis)
-        turned[:, 3] += turned[:, axis] * (data.shape[axis] - 1)
-        turned[:, axis] *= -1
-    return Volume(
-        data, turned, volume.slice_thickness, 2, stored_dtype=volume.stored_dtype, form_code=volume.form_code
-    )
+    apart = np.maximum(ours.min(0) - theirs.max(0), theirs.min(0) - ours.max(0)).max()
+    if apart > 0:
+        raise GeometryError(f"it lies {apart:.4g} mm outside the box of the series", hint=hint)
+    return replace(volume, data=data, affine=volume.affine @ undo, slice_axis=2)
 
 
 def _uid(seed: bytes, part: str) -> str:
@@ -201,8 +191,7 @@ def _spool(
             if digests[k]:
                 raise ValueError(f"slice {k} comes twice")
             stored = np.rint(plane).clip(-(1 << 15), (1 << 15) - 1).astype("<i2")
-            with _create(_spooled(temporary, k), folder) as file:
-                file.write(np.ascontiguousarray(stored).data)
+            file = _store(os.path.join(temporary, f"{k}.pixels"), [np.ascontiguousarray(stored).data], folder)
             digests[k] = bytes.fromhex(file.sha256)
         del slab, plane  # before the next is computed
     if missing := digests.count(b""):
@@ -212,34 +201,29 @@ def _spool(
 
 def _finish(temporary: str, k: int, header: bytes, folder: PathLike) -> int:
     """Header and pixels of slice k under its name, on the disk; its size, bytes."""
-    spooled = _spooled(temporary, k)
-    try:
-        pixels = Path(spooled).read_bytes()
-        with _create(os.path.join(temporary, f"IM{k + 1:06d}.dcm"), folder) as file:
-            file.write(header)
-            file.write(pixels)
-            os.fsync(file.fileno())
-        os.unlink(spooled)  # now, so that the disk never holds a volume twice
-    except OSError as exc:
-        raise output_error(exc, folder) from exc
+    spooled = Path(temporary, f"{k}.pixels")
+    file = _store(
+        os.path.join(temporary, f"IM{k + 1:06d}.dcm"), [header, spooled.read_bytes()], folder, sync=True
+    )
+    spooled.unlink()  # now, so that the disk never holds a volume twice
     return file.size
 
 
-def _spooled(temporary: str, k: int) -> str:
-    return os.path.join(temporary, f"{k}.pixels")
-
-
-@contextlib.contextmanager
-def _create(path: str, folder: PathLike) -> Iterator[OutputFile]:
+def _store(path: str, parts: Iterable[Any], folder: PathLike, *, sync: bool = False) -> OutputFile:
+    """Write a new file of its owner alone; sync: until it is on the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        binary = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        file = OutputFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | binary, 0o600), folder)
+        file = OutputFile(os.open(path, flags, 0o600), folder)
+        try:
+            for part in parts:
+                file.write(part)
+            if sync:
+                os.fsync(file.fileno())
+        finally:
+            file.close()
     except OSError as exc:
         raise output_error(exc, folder) from exc
-    try:
-        yield file
-    finally:
-        file.close()
+    return file
 
 
 def _verify(temporary: str, grid: np.ndarray, digests: list[bytes], folder: PathLike) -> None:

@@ -26,23 +26,23 @@ from ctsr.io.dicom.frames import frames_of
 from ctsr.io.dicom.read import read_stack
 from ctsr.io.dicom.records import DicomFile, Slice, Stack
 from ctsr.io.dicom.scan import scan
-from ctsr.io.dicom.write import Derivation, check_like, check_series, write_series
+from ctsr.io.dicom.write import check_like, check_series, write_series
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 EXPLICIT = "1.2.840.10008.1.2.1"
 
-DERIVATION = Derivation(
-    version="0.1.0",
-    model="baseline",
-    weights_sha256=hashlib.sha256(b"weights").hexdigest(),
-    factor=2.0,
-    slice_thickness=1.25,
-    source_thickness=2.5,
-    source_spacing=2.5,
-    residual_mean_hu=0.09,
-    residual_max_hu=0.5,
-    parameters={"profile": "gaussian"},
-)
+RECORD = {
+    "ctsr_version": "0.1.0",
+    "model": "baseline",
+    "weights_sha256": hashlib.sha256(b"weights").hexdigest(),
+    "factor": 2.0,
+    "SliceThickness": 1.25,
+    "input_slice_thickness_mm": 2.5,
+    "input_spacing_mm": 2.5,
+    "consistency_residual_mean_hu": 0.09,
+    "consistency_residual_max_hu": 0.5,
+    "request": {"profile": "gaussian"},
+}
 
 
 def slice_of(header: Dataset, name: str, frame: int | None = None, path: Path = Path("absent")) -> Slice:
@@ -149,7 +149,7 @@ def made(folder: Path, like: Stack, *, hu: np.ndarray | None = None, cut: int = 
     affine, shape = thin_grid(like)
     hu = hu_of(shape) if hu is None else hu
     slabs = ((k, hu[k : k + cut]) for k in range(0, shape[2], cut))
-    given = {"derivation": DERIVATION, "padding_value": None, "overwrite": False, "record": {"a": 1}}
+    given = {"padding_value": None, "overwrite": False, "record": RECORD}
     write_series(folder, slabs, like, affine, shape, **(given | options))
     return hu
 
@@ -239,7 +239,7 @@ def test_the_series_says_what_it_is_and_who_made_it(tmp_path):
     found = read_back(tmp_path / "out")[0]
     assert list(found.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
     assert (found.Manufacturer, found.ContentQualification) == ("ctsr", "RESEARCH")
-    assert DERIVATION.weights_sha256 in found.DerivationDescription
+    assert RECORD["weights_sha256"] in found.DerivationDescription
     assert "0.09 HU" in found.DerivationDescription
     assert "not for primary diagnosis" in found.DerivationDescription
     scanner, ours = found.ContributingEquipmentSequence
@@ -248,8 +248,9 @@ def test_the_series_says_what_it_is_and_who_made_it(tmp_path):
     assert "CTDIvol" not in found  # a dose counter would add it twice
 
 
-def test_a_description_is_never_too_long_nor_out_of_the_character_set():
-    text = replace(DERIVATION, model="é\\" * 1000).describe()
+def test_a_description_is_never_too_long_nor_out_of_the_character_set(tmp_path):
+    made(tmp_path / "out", series(), record=RECORD | {"model": "é\\" * 1000})
+    text = read_back(tmp_path / "out")[0].DerivationDescription
     assert len(text) == 1024
     assert text.isascii()
     assert "\\" not in text
@@ -265,12 +266,12 @@ def test_what_differs_between_source_slices_comes_from_the_nearest_or_not_at_all
 
 
 def test_each_slice_names_the_source_slices_around_it(tmp_path):
-    made(tmp_path / "out", series(6), derivation=replace(DERIVATION, support=1))
+    made(tmp_path / "out", series(6))
     found = read_back(tmp_path / "out")
     named = [[s.ReferencedSOPInstanceUID for s in f.SourceImageSequence] for f in found]
-    assert named[0] == ["1.2.3.1", "1.2.3.2"]
-    assert named[5] == ["1.2.3.3", "1.2.3.4"]  # a quarter above the third
-    assert named[-1] == ["1.2.3.5", "1.2.3.6"]
+    assert named[0] == [f"1.2.3.{k}" for k in (1, 2, 3, 4)]
+    assert named[5] == [f"1.2.3.{k}" for k in (2, 3, 4, 5)]  # a quarter above the third
+    assert named[-1] == [f"1.2.3.{k}" for k in (3, 4, 5, 6)]
     series_named = found[5].ReferencedSeriesSequence[0]
     assert series_named.SeriesInstanceUID == "1.2.3"
     assert [r.ReferencedSOPInstanceUID for r in series_named.ReferencedInstanceSequence] == named[5]
@@ -342,7 +343,7 @@ def test_a_trial_keeps_all_that_it_must_say(tmp_path):
 def test_a_removed_tilt_is_no_tilt_any_more(tmp_path):
     like = series(GantryDetectorTilt=14)
     made(tmp_path / "kept", like)
-    made(tmp_path / "out", like, derivation=replace(DERIVATION, is_tilt_removed=True))
+    made(tmp_path / "out", like, record=RECORD | {"tilt_removed_deg": 14.0})
     kept, found = (read_back(tmp_path / name)[0] for name in ("kept", "out"))
     assert (kept.GantryDetectorTilt, found.GantryDetectorTilt) == (14, 0)
     assert [c.CodeValue for c in kept.DerivationCodeSequence] == ["113085"]
@@ -410,7 +411,7 @@ def test_a_source_without_uids_gets_a_study_and_a_frame_of_its_own(tmp_path):
     hu = hu_of(shape)
     warnings = write_series(
         tmp_path / "out", [(0, hu)], like, affine, shape,
-        derivation=DERIVATION, padding_value=None, overwrite=False, record={},
+        padding_value=None, overwrite=False, record=RECORD,
     )  # fmt: skip
     assert len(warnings) == 2
     found = read_back(tmp_path / "out")
@@ -457,16 +458,16 @@ def enhanced(n: int = 4) -> Stack:
 
 
 def test_a_multi_frame_source_gives_its_frames_values(tmp_path):
-    like = enhanced()
-    made(tmp_path / "out", like, derivation=replace(DERIVATION, support=1))
+    like = enhanced(6)
+    made(tmp_path / "out", like)
     found = read_back(tmp_path / "out")
     assert {f.SOPClassUID for f in found} == {"1.2.840.10008.5.1.4.1.1.2"}
-    assert [int(f.XRayTubeCurrent) for f in found] == [200, 200, 201, 201, 202, 202, 203, 203]
+    assert [int(f.XRayTubeCurrent) for f in found] == [200 + k // 2 for k in range(12)]
     assert {(int(f.ExposureTime), int(f.KVP), int(f.AcquisitionNumber)) for f in found} == {(500, 135, 7)}
     assert {(f.ConvolutionKernel, int(f.WindowWidth)) for f in found} == {("FC08", 350)}
     assert not any("SharedFunctionalGroupsSequence" in f for f in found)
-    (source,) = found[0].SourceImageSequence  # one object, two of its frames, counted from 1
-    assert list(source.ReferencedFrameNumber) == [3, 4]
+    (source,) = found[0].SourceImageSequence  # one object, four of its frames, counted from 1
+    assert list(source.ReferencedFrameNumber) == [3, 4, 5, 6]
 
 
 # UIDs
@@ -479,7 +480,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_slabs_it_comes_in(tmp_path
     slabs = [(k, hu[k : k + 1]) for k in reversed(range(shape[2]))]
     write_series(
         tmp_path / "b", slabs, series(), affine, shape,
-        derivation=lambda: DERIVATION, padding_value=None, overwrite=False, record={"a": 1},
+        padding_value=None, overwrite=False, record=RECORD,
     )  # fmt: skip
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert len(contents(tmp_path / "a")) == shape[2] + 1
@@ -495,9 +496,9 @@ def uids(folder: Path) -> set[str]:
     "change",
     [
         "one pixel",
-        {"derivation": replace(DERIVATION, parameters={"profile": "box"})},
-        {"derivation": replace(DERIVATION, weights_sha256=None)},
-        {"derivation": replace(DERIVATION, version="0.1.1")},
+        {"record": RECORD | {"request": {"profile": "box"}}},
+        {"record": RECORD | {"weights_sha256": None}},
+        {"record": RECORD | {"ctsr_version": "0.1.1"}},
         {"series_number": 5},
         {"padding_value": -3024},
         {"random_uids": True},
@@ -533,7 +534,7 @@ def test_files_are_numbered_private_and_beside_a_record(tmp_path):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").iterdir()} == {0o600}
     text = (tmp_path / "out" / "ctsr.json").read_text()
-    assert json.loads(text)["a"] == 1
+    assert json.loads(text)["model"] == "baseline"
     for identity in ("4711", "ngstr", "1.2.3", "2.25.", "20200102"):
         assert identity not in text
 
@@ -548,7 +549,7 @@ def test_nothing_is_left_after_a_failure_in_the_middle(tmp_path, failure):
     with pytest.raises(failure):
         write_series(
             tmp_path / "out", slabs(), series(), affine, shape,
-            derivation=DERIVATION, padding_value=None, overwrite=False, record={},
+            padding_value=None, overwrite=False, record=RECORD,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -655,7 +656,7 @@ def test_slabs_that_are_not_the_volume_are_a_broken_contract(tmp_path, slabs, re
     with pytest.raises(ValueError, match=reason):
         write_series(
             tmp_path / "out", slabs, series(), affine, shape,
-            derivation=DERIVATION, padding_value=None, overwrite=False, record={},
+            padding_value=None, overwrite=False, record=RECORD,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -669,7 +670,7 @@ def test_a_grid_that_no_series_can_hold_is_refused(tmp_path):
         with pytest.raises(GeometryError, match=reason):
             write_series(
                 tmp_path / "out", [], series(), bad, shape,
-                derivation=DERIVATION, padding_value=None, overwrite=False, record={},
+                padding_value=None, overwrite=False, record=RECORD,
             )  # fmt: skip
 
 
@@ -745,7 +746,7 @@ def again(tmp_path: Path, stack: Stack) -> None:
     volume = before.volume
     write_series(
         tmp_path / "out", [(0, volume.data.transpose(2, 1, 0))], stack, volume.affine, volume.shape,
-        derivation=DERIVATION, padding_value=before.padding_value, overwrite=False, record={},
+        padding_value=before.padding_value, overwrite=False, record=RECORD,
     )  # fmt: skip
     (derived,) = scan(tmp_path / "out").stacks
     after = read_stack(derived, pad_hu=None)
