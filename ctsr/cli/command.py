@@ -50,11 +50,11 @@ CONFIG = "A TOML file with options; the command line wins."
 class Common:
     """The options of all commands."""
 
-    config: Path | None = option(None, CONFIG, advanced=True, callback=_read_config, is_eager=True)
-    quiet: bool = option(False, "Say nothing but results and errors.", "-q", "--quiet")
-    verbose: bool = option(False, "Say what was chosen and why.", "-v", "--verbose")
-    debug: bool = option(False, "Show a traceback with an error.", advanced=True)
-    as_json: bool = option(False, "One JSON document on stdout.", "--json", advanced=True)
+    config: Path | None = option(CONFIG, advanced=True, callback=_read_config, is_eager=True)
+    quiet: bool = option("Say nothing but results and errors.", False, "-q", "--quiet")
+    verbose: bool = option("Say what was chosen and why.", False, "-v", "--verbose")
+    debug: bool = option("Show a traceback with an error.", False, advanced=True)
+    as_json: bool = option("One JSON document on stdout.", False, "--json", advanced=True)
 
 
 def command(work: Callable[..., None]) -> Callable[..., None]:

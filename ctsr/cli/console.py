@@ -10,14 +10,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ctsr.errors import CtsrError
 
-__all__ = ["Console", "Ticker", "printable", "silence_stdout"]
+__all__ = ["Console", "Ticker", "printable", "to_stdout"]
 
+Ticker = Callable[..., None]
 PLAIN_LINE_SECONDS = 60.0  # off a terminal, long work says a line this often
 
 
@@ -53,17 +54,17 @@ class Console:
         if self.as_json:
             told = {"code": error.exit_code, "path": error.path, "reason": error.reason, "hint": error.hint}
             document = {"ok": False, "error": told} | _finite(error.report)
-            _to_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            to_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
     def result(self, text: str) -> None:
         """A result for people; silent under `--json`."""
         if not self.as_json:
-            _to_stdout(printable(text) + "\n")
+            to_stdout(printable(text) + "\n")
 
     def document(self, content: Mapping[str, Any]) -> None:
         """The one JSON document of a successful run, under `--json`; what is not finite is null."""
         if self.as_json:
-            _to_stdout(json.dumps({"ok": True} | _finite(dict(content)), indent=2, allow_nan=False) + "\n")
+            to_stdout(json.dumps({"ok": True} | _finite(dict(content)), indent=2, allow_nan=False) + "\n")
 
     def table(self, rows: Sequence[Mapping[str, Any]], *names: str, title: str = "") -> None:
         """What rows have under these names, or under those of the first, as aligned columns."""
@@ -73,16 +74,38 @@ class Console:
         cells = [list(names)] + [[_cell(row.get(name, "")) for name in names] for row in rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        _to_stdout("\n".join(([title] if title else []) + lines) + "\n")
+        to_stdout("\n".join(([title] if title else []) + lines) + "\n")
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Ticker]:
-        """A bar on a terminal, a plain line a minute elsewhere, nothing under `--quiet`."""
-        ticker = Ticker(self, what)
-        try:
-            yield ticker
-        finally:
-            ticker.close()
+        """Yields what is told a share in 0…1 and some words: for a bar on a terminal, else for a line a minute."""
+        if (
+            not self.quiet
+            and sys.stderr is not None
+            and sys.stderr.isatty()
+            and os.environ.get("TERM") != "dumb"
+        ):
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            texts = [
+                TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[words]")
+            ]
+            share = TextColumn("{task.percentage:>3.0f} %")
+            columns = (texts[0], BarColumn(), share, TimeRemainingColumn(), texts[1])
+            with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
+                task = bar.add_task(printable(what), total=1.0, words="")
+                yield lambda share, words="": bar.update(task, completed=share, words=words)
+            return
+        last = time.monotonic()
+
+        def tick(share: float, words: str = "") -> None:
+            nonlocal last
+            if not self.quiet and time.monotonic() - last >= PLAIN_LINE_SECONDS:
+                last = time.monotonic()
+                self._say(f"{printable(what)}: {share:.0%} {words}".rstrip())
+
+        yield tick
 
     def _say(self, line: str) -> None:
         try:
@@ -92,68 +115,19 @@ class Console:
             pass
 
 
-class Ticker:
-    """Progress of one piece of work, told as a share in 0…1 and some words."""
-
-    def __init__(self, console: Console, what: str) -> None:
-        self._console, self._what = console, what
-        self._bar: Any = None
-        self._last = time.monotonic()
-        if not console.quiet and _is_terminal():
-            from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[words]}", markup=False),
-                console=RichConsole(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(printable(what), total=1.0, words="")
-
-    def __call__(self, share: float, words: str = "") -> None:
-        """share: done of the whole, 0…1."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=share, words=words)
-        elif not self._console.quiet and time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
-            self._last = time.monotonic()
-            self._console._say(f"{printable(self._what)}: {share:.0%} {words}".rstrip())
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _to_stdout(text: str) -> None:
+def to_stdout(text: str) -> None:
     """Write and flush. A reader that went away (`| head`) is no error of ours; a full disk is: OSError."""
-    if sys.stdout is None:
+    if sys.stdout is None or sys.stdout.closed:
         return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        silence_stdout()
-    except ValueError:  # closed
-        pass
-    except OSError:
-        silence_stdout()
-        raise
-
-
-def silence_stdout() -> None:
-    """Send what stdout still holds to nowhere, so that the interpreter does not fail on it at its end."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as exc:
+        # what it still holds goes nowhere, so that the interpreter does not fail on it at its end
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):
+            raise
 
 
 def _cell(value: object) -> str:

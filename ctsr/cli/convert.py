@@ -22,40 +22,35 @@ def convert(
         help="A folder for all series, or a .nii.gz or .nii for exactly one; default: data/ of the project.",
     ),
     where: list[str] | None = o.option(
-        None,
         "Only series with, say, SliceThickness<=1.5 or ConvolutionKernel~B30f|STANDARD or slices>=50;"
         " may be repeated, all must hold. Quote it: the shell reads < and |.",
         metavar="CONDITION",
     ),
-    one_per_study: str | None = o.option(
-        None, "thinnest or thickest: one series of each study.", metavar="WHICH"
-    ),
-    min_slices: int = o.option(0, "Only series with at least so many slices.", metavar="N", min=0),
+    one_per_study: str | None = o.option("thinnest or thickest: one series of each study.", metavar="WHICH"),
+    min_slices: int = o.option("Only series with at least so many slices.", 0, metavar="N", min=0),
     series: list[str] | None = o.option(
-        None, "Only this SeriesInstanceUID; may be repeated.", metavar="UID", advanced=True
+        "Only this SeriesInstanceUID; may be repeated.", metavar="UID", advanced=True
     ),
-    originals_only: bool = o.option(False, "Leave out images that were computed from other images."),
-    split: bool = o.option(False, "A stack whose spacing changes once becomes two volumes."),
+    originals_only: bool = o.option("Leave out images that were computed from other images.", False),
+    split: bool = o.option("A stack whose spacing changes once becomes two volumes.", False),
     keep_tilt: bool = o.option(
-        False,
         "Keep a gantry tilt as a sheared affine, nothing resampled. Training and upsample don't take it.",
+        False,
         advanced=True,
     ),
-    pad_hu: float = o.option(-1024.0, "What scanner padding becomes.", metavar="HU", advanced=True),
+    pad_hu: float = o.option("What scanner padding becomes.", -1024.0, metavar="HU", advanced=True),
     names: str = o.option(
-        "hash", "hash, or patient: file names with the patient ID, for public collections only."
+        "hash, or patient: file names with the patient ID, for public collections only.", "hash"
     ),
     link: Path | None = o.option(
-        None,
         "Write a table from names to patient, study and series, for its owner alone, outside OUT.",
         metavar="FILE",
         advanced=True,
     ),
     splits: str = o.option(
-        "80,10,10", "Shares of the patients in the lists, in percent.", metavar="TRAIN,VAL,TEST"
+        "Shares of the patients in the lists, in percent.", "80,10,10", metavar="TRAIN,VAL,TEST"
     ),
     workers: int | None = o.option(
-        None,
         "Series converted at once; default: as many as CPUs and memory allow.",
         min=1,
         metavar="N",
@@ -64,7 +59,7 @@ def convert(
     overwrite: bool = o.overwrite(),
     skip_existing: bool = o.skip_existing(),
     shard: str | None = o.shard(),
-    dry_run: bool = o.option(False, "Show what would happen, write nothing; no pixel is decoded."),
+    dry_run: bool = o.option("Show what would happen, write nothing; no pixel is decoded.", False),
     project: Path | None = o.project(),
     seed: int = o.seed(),
 ) -> None:

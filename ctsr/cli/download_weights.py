@@ -18,17 +18,17 @@ SHOWN = ("name", "kind", "source", "revision", "file", "size", "sha256", "licenc
 def download_weights(
     console: Console,
     names: list[str] | None = typer.Argument(None, metavar="NAME…", help=NAMES),
-    show: bool = o.option(False, "Show all names, and what is here; asks no network.", "--list"),
-    everything: bool = o.option(False, "All names of --list.", "--all"),
-    to: Path | None = o.option(None, "Where they go; default: the cache (CTSR_CACHE).", metavar="DIR"),
+    show: bool = o.option("Show all names, and what is here; asks no network.", False, "--list"),
+    everything: bool = o.option("All names of --list.", False, "--all"),
+    to: Path | None = o.option("Where they go; default: the cache (CTSR_CACHE).", metavar="DIR"),
     source: Path | None = o.option(
-        None, "Take them from a folder that --to made: no network.", "--from", metavar="DIR"
+        "Take them from a folder that --to made: no network.", None, "--from", metavar="DIR"
     ),
-    verify: bool = o.option(False, "Only hash what is here, and compare."),
-    revision: str | None = o.option(None, "A branch, tag or commit, instead of the listed one."),
-    overwrite: bool = o.option(False, "Fetch again what is here: a branch may have moved."),
+    verify: bool = o.option("Only hash what is here, and compare.", False),
+    revision: str | None = o.option("A branch, tag or commit, instead of the listed one."),
+    overwrite: bool = o.option("Fetch again what is here: a branch may have moved.", False),
     timeout: float = o.option(
-        60.0, "Seconds without progress to give up after.", advanced=True, min=1, max=3600
+        "Seconds without progress to give up after.", 60.0, advanced=True, min=1, max=3600
     ),
 ) -> None:
     """Fetch weights to begin a training from, or that somebody published; the default model needs none.

@@ -19,7 +19,7 @@ REF = (
 
 
 def _thin(help: str, **how: Any) -> Any:
-    return o.option(None, help, panel="With --thin", **how)
+    return o.option(help, panel="With --thin", **how)
 
 
 def evaluate(
@@ -29,19 +29,17 @@ def evaluate(
     ),
     ref: Path | None = typer.Argument(None, metavar="REF", help=REF),
     thick: Path | None = o.option(
-        None, "What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
+        "What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
     ),
-    against: str | None = o.option(None, "Methods shown on the same voxels (default nearest,linear,cubic)."),
-    mask: str = o.option("body", "Where to measure: body, lung, none (all voxels), or a mask file."),
-    out: Path | None = o.option(None, "Everything, as .csv or .json.", metavar="FILE"),
-    figure: Path | None = o.option(None, "Picture of truth, thick, cubic, result, error.", metavar="PNG"),
+    against: str | None = o.option("Methods shown on the same voxels (default nearest,linear,cubic)."),
+    mask: str = o.option("Where to measure: body, lung, none (all voxels), or a mask file.", "body"),
+    out: Path | None = o.option("Everything, as .csv or .json.", metavar="FILE"),
+    figure: Path | None = o.option("Picture of truth, thick, cubic, result, error.", metavar="PNG"),
     require: list[str] | None = o.option(
-        None, 'Such as "psnr>=35", repeatable; exit 9 if not met.', metavar="COND"
+        'Such as "psnr>=35", repeatable; exit 9 if not met.', metavar="COND"
     ),
-    thickness: float | None = o.length(
-        None, "Slice thickness of THICK; default: its sidecar's, else the spacing."
-    ),
-    profile: str = o.option("gaussian", o.PROFILE),
+    thickness: float | None = o.length("Slice thickness of THICK; default: its sidecar's, else the spacing."),
+    profile: str = o.option(o.PROFILE, "gaussian"),
     thin: Path | None = _thin(
         "Instead of PRED: thin CT, a file or folder, to make thick, thin again and score.", metavar="SRC"
     ),

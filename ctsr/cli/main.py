@@ -7,14 +7,13 @@ import json
 import os
 import sys
 import traceback
-from typing import Annotated
 
 import typer
 
 from ctsr import __version__
 from ctsr.cli import signals
 from ctsr.cli.command import command
-from ctsr.cli.console import Console, silence_stdout
+from ctsr.cli.console import Console, to_stdout
 from ctsr.cli.convert import convert
 from ctsr.cli.download_weights import download_weights
 from ctsr.cli.encode_latents import encode_latents
@@ -29,9 +28,7 @@ from ctsr.errors import CtsrError, ResourceError, UsageError
 __all__ = ["app", "main"]
 
 NOTICE = "Research use only; not a medical device."
-SHORT = (
-    "Train the autoencoder that diffusion works in."  # the help of finetune-vae begins with another command
-)
+SHORT = "Train the autoencoder that diffusion works in."  # the help of finetune-vae begins otherwise
 app = typer.Typer(
     name="ctsr",
     help="Thin-slice CT from thick-slice CT: better resolution along z, HU kept, measured slices kept.",
@@ -52,18 +49,32 @@ _CLICK_ERROR = typer.BadParameter.__mro__[2]  # Typer's own copy of click: this 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and what this machine offers.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --version: as JSON.")] = False,
+    version: bool = typer.Option(False, "--version", help="Show the version and what this machine offers."),
+    as_json: bool = typer.Option(False, "--json", help="With --version: as JSON."),
 ) -> None:
     if version:
-        _show_version(as_json)
+        facts = _machine()
+        to_stdout((json.dumps(facts) if as_json else "\n".join(f"{k} {v}" for k, v in facts.items())) + "\n")
         raise typer.Exit
     if context.invoked_subcommand is None:
         with contextlib.redirect_stdout(sys.stderr):
             context.get_help()  # Typer's prints it
         raise UsageError("no command given", hint="ctsr upsample SRC OUT is the main one")
+
+
+def _machine() -> dict[str, object]:
+    import platform
+
+    import torch
+
+    return {
+        "ctsr": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
 
 
 def main() -> None:
@@ -81,9 +92,9 @@ def main() -> None:
 def _run(console: Console) -> int:
     """The exit code of the command in `sys.argv`; what went wrong is said."""
     try:
-        outcome = app(standalone_mode=False)
-        _flush()
-        return outcome if isinstance(outcome, int) else 0
+        app(standalone_mode=False)
+        to_stdout("")
+        return 0
     except signals.Interrupted:
         console.error(CtsrError("interrupted"))
         raise
@@ -97,63 +108,23 @@ def _run(console: Console) -> int:
         with contextlib.suppress(OSError):  # stdout on a full disk: the line on stderr is what is left
             console.error(error)
     with contextlib.suppress(OSError):
-        _flush()
+        to_stdout("")
     return code
-
-
-def _flush() -> None:
-    """Write out what stdout holds back; where that fails, nowhere: the interpreter would fail on it again."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except ValueError:  # closed
-        pass
-    except OSError:
-        silence_stdout()
-        raise
 
 
 def _as_ours(exc: Exception) -> CtsrError:
     """The error of our family that an exception stands for; code 1 where no rule names it."""
+    words = " ".join(str(exc).split())
     if isinstance(exc, CtsrError):
         return exc
     if isinstance(exc, _CLICK_ERROR):
-        return UsageError(_usage_reason(exc), hint="ctsr --help")
-    if isinstance(exc, MemoryError) or _is_out_of_memory(exc):
-        return ResourceError(
-            "out of memory", hint="--max-memory bounds what is taken, --dry-run says what is needed"
-        )
+        told = exc.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
+        return UsageError(" ".join(told.split()).rstrip("."), hint="ctsr --help")
+    is_full = isinstance(exc, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
+    if isinstance(exc, MemoryError) or is_full:  # torch says it in a plain RuntimeError on a CPU
+        hint = "--max-memory bounds what is taken, --dry-run says what is needed"
+        return ResourceError("out of memory", hint=hint)
     if isinstance(exc, OSError):
-        words = str(exc.strerror or exc)
-        return ResourceError(words[:1].lower() + words[1:], path=exc.filename)
-    words = " ".join(str(exc).split())
+        reason = str(exc.strerror or exc)
+        return ResourceError(reason[:1].lower() + reason[1:], path=exc.filename)
     return CtsrError(f"internal: {type(exc).__name__}: {words}", hint="please report; --debug shows where")
-
-
-def _usage_reason(exc: Exception) -> str:
-    text = exc.format_message() if hasattr(exc, "format_message") else str(exc)
-    return " ".join(text.replace("Value error, ", "").split()).rstrip(".")
-
-
-def _is_out_of_memory(exc: Exception) -> bool:
-    """torch says it in a plain RuntimeError on a CPU."""
-    return isinstance(exc, RuntimeError) and (
-        "can't allocate memory" in str(exc) or "out of memory" in str(exc)
-    )
-
-
-def _show_version(as_json: bool) -> None:
-    import platform
-
-    import torch
-
-    facts = {
-        "ctsr": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-    text = json.dumps(facts) if as_json else "\n".join(f"{name} {value}" for name, value in facts.items())
-    sys.stdout.write(text + "\n")

@@ -1,6 +1,6 @@
 """Ctrl-C and termination: clean up, say one line, and die by the signal, so that a shell loop stops too.
 
-Work that must end in good order (a training step) asks `stop_requested` between its pieces; everything else is
+Work that must end in good order (a training step) asks `orderly` between its pieces; everything else is
 interrupted where it stands. A second signal ends the process at once.
 """
 
@@ -15,7 +15,9 @@ from types import FrameType
 __all__ = ["Interrupted", "die_by", "install", "orderly"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_state: dict[str, int | bool | None] = {"orderly": False, "requested": None}
+_requests: list[int] | None = (
+    None  # the signals that came while work is to end in good order; None: it is not
+)
 
 
 class Interrupted(BaseException):
@@ -36,11 +38,12 @@ def install() -> None:
 @contextmanager
 def orderly() -> Iterator[Callable[[], int | None]]:
     """Within, a first signal only sets what the yielded function returns."""
-    _state["orderly"], _state["requested"] = True, None
+    global _requests
+    came = _requests = []
     try:
-        yield lambda: _state["requested"]
+        yield lambda: came[0] if came else None
     finally:
-        _state["orderly"] = False
+        _requests = None
 
 
 def die_by(signum: int) -> None:
@@ -52,7 +55,6 @@ def die_by(signum: int) -> None:
 def _handle(signum: int, frame: FrameType | None) -> None:
     for s in _SIGNALS:
         signal.signal(s, signal.SIG_DFL)  # the next one ends the process at once
-    if _state["orderly"]:
-        _state["requested"] = signum
-        return
-    raise Interrupted(signum)
+    if _requests is None:
+        raise Interrupted(signum)
+    _requests.append(signum)

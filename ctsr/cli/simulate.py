@@ -25,15 +25,15 @@ def simulate(
         None, metavar="[OUT]", help="Where the thick CT goes: .nii.gz, .nii, or a folder."
     ),
     thickness: float | None = o.length(
-        None, "Slice thickness of the result; default: its spacing. Alone, it is the spacing too."
+        "Slice thickness of the result; default: its spacing. Alone, it is the spacing too."
     ),
     spacing: float | None = o.length(
-        None, "Slice spacing of the result: below the thickness slices overlap, above it there are gaps."
+        "Slice spacing of the result: below the thickness slices overlap, above it there are gaps."
     ),
-    factor: float | None = o.option(None, "Instead of --spacing: how many times the input's (default 2)."),
-    profile: str = o.option("gaussian", o.PROFILE + " The file's is from thin to thick."),
-    noise: float = o.option(0.0, "Standard deviation added to the thick slices.", metavar="HU"),
-    phantoms: int | None = o.option(None, PHANTOMS, metavar="N"),
+    factor: float | None = o.option("Instead of --spacing: how many times the input's (default 2)."),
+    profile: str = o.option(o.PROFILE + " The file's is from thin to thick.", "gaussian"),
+    noise: float = o.option("Standard deviation added to the thick slices.", 0.0, metavar="HU"),
+    phantoms: int | None = o.option(PHANTOMS, metavar="N"),
     overwrite: bool = o.overwrite(),
     axis: int | None = o.axis(),
     form: str | None = o.form(),

@@ -19,8 +19,8 @@ _SAMPLING = Sampling()
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _diffusion(default: Any, help: str, **how: Any) -> Any:
-    return o.option(default, help, panel="With --model diffusion", **how)
+def _diffusion(help: str, default: Any = None, **how: Any) -> Any:
+    return o.option(help, default, panel="With --model diffusion", **how)
 
 
 def upsample(
@@ -31,60 +31,58 @@ def upsample(
     target: Path = typer.Argument(
         ..., metavar="OUT", help="Where the thin CT goes: .nii.gz, .nii, or a folder (DICOM of a series)."
     ),
-    factor: float | None = o.option(None, "How many times as many slices, above 1 to 20 (default 2)."),
-    spacing: float | None = o.length(None, "Instead of --factor: slice spacing of the result."),
-    model: str = o.option("baseline", "baseline, diffusion, inverse, cubic, linear or nearest."),
+    factor: float | None = o.option("How many times as many slices, above 1 to 20 (default 2)."),
+    spacing: float | None = o.length("Instead of --factor: slice spacing of the result."),
+    model: str = o.option("baseline, diffusion, inverse, cubic, linear or nearest.", "baseline"),
     thickness: float | None = o.length(
-        None, "Slice thickness of the input; default: its sidecar's, else the spacing."
+        "Slice thickness of the input; default: its sidecar's, else the spacing."
     ),
-    preview: Path | None = o.option(None, "Picture of before and after.", metavar="PNG"),
+    preview: Path | None = o.option("Picture of before and after.", metavar="PNG"),
     save_added: Path | None = o.option(
-        None, "What the network added that the measurement does not determine, HU.", metavar="FILE"
+        "What the network added that the measurement does not determine, HU.", metavar="FILE"
     ),
     checkpoint: str | None = o.option(
-        None,
         "Your own weights, or published ones: hf://org/repo@revision/file.safetensors; default: the shipped ones.",
         metavar="FILE",
     ),
-    project: Path | None = o.option(None, "Take the weights trained in this project folder."),
-    vae_checkpoint: str | None = _diffusion(None, "Its VAE, where not in its project.", metavar="FILE"),
-    stage_one: str | None = _diffusion(None, "Its stage one, where not in its project.", metavar="FILE"),
-    num_steps: int = _diffusion(_SAMPLING.num_steps, "Calls of the network for a sample."),
-    sampler: str = _diffusion(_SAMPLING.sampler, ", ".join(SAMPLERS[:-1]) + f" or {SAMPLERS[-1]}."),
-    guidance_scale: float = _diffusion(_SAMPLING.guidance_scale, "1: none. Any other takes twice as long."),
-    samples: int = _diffusion(_SAMPLING.samples, "How many are drawn; the time is in proportion."),
-    estimate: str = _diffusion(_SAMPLING.estimate, "What is written: mean of the samples, or one sample."),
-    save_uncertainty: Path | None = _diffusion(None, "Spread of the samples, HU.", metavar="FILE"),
+    project: Path | None = o.option("Take the weights trained in this project folder."),
+    vae_checkpoint: str | None = _diffusion("Its VAE, where not in its project.", metavar="FILE"),
+    stage_one: str | None = _diffusion("Its stage one, where not in its project.", metavar="FILE"),
+    num_steps: int = _diffusion("Calls of the network for a sample.", _SAMPLING.num_steps),
+    sampler: str = _diffusion(", ".join(SAMPLERS[:-1]) + f" or {SAMPLERS[-1]}.", _SAMPLING.sampler),
+    guidance_scale: float = _diffusion("1: none. Any other takes twice as long.", _SAMPLING.guidance_scale),
+    samples: int = _diffusion("How many are drawn; the time is in proportion.", _SAMPLING.samples),
+    estimate: str = _diffusion("What is written: mean of the samples, or one sample.", _SAMPLING.estimate),
+    save_uncertainty: Path | None = _diffusion("Spread of the samples, HU.", metavar="FILE"),
     overwrite: bool = o.overwrite(),
     skip_existing: bool = o.skip_existing(),
-    dry_run: bool = o.option(False, "Say what would be done, and with how much memory."),
-    max_memory: str | None = o.option(None, "Bytes to stay below, such as 2G.", metavar="SIZE"),
+    dry_run: bool = o.option("Say what would be done, and with how much memory.", False),
+    max_memory: str | None = o.option("Bytes to stay below, such as 2G.", metavar="SIZE"),
     device: str = o.device(),
     out_thickness: float | None = o.length(
-        None, "Slice thickness of the result; default: thickness / factor.", advanced=True
+        "Slice thickness of the result; default: thickness / factor.", advanced=True
     ),
-    profile: str = o.option("gaussian", o.PROFILE, advanced=True),
+    profile: str = o.option(o.PROFILE, "gaussian", advanced=True),
     consistency: Literal["hard", "off"] = o.option(
-        "hard", "Whether the measured slices are reproduced.", advanced=True
+        "Whether the measured slices are reproduced.", "hard", advanced=True
     ),
-    strict: bool = o.option(False, "Refuse inputs outside what the weights were trained for.", advanced=True),
+    strict: bool = o.option("Refuse inputs outside what the weights were trained for.", False, advanced=True),
     axis: int | None = o.axis(),
     form: str | None = o.form(),
     hu_offset: float = o.hu_offset(),
     patch_size: tuple[int, int, int] | None = o.option(
-        None, "Thick slices at once, and pixels of a window.", metavar="D H W", advanced=True
+        "Thick slices at once, and pixels of a window.", metavar="D H W", advanced=True
     ),
     overlap: int | None = o.option(
-        None, "Pixels that windows share; default: enough to be exact.", advanced=True, min=0
+        "Pixels that windows share; default: enough to be exact.", advanced=True, min=0
     ),
-    dtype: str = o.option("auto", "auto, fp32, bf16 or fp16.", advanced=True),
+    dtype: str = o.option("auto, fp32, bf16 or fp16.", "auto", advanced=True),
     like: Path | None = o.option(
-        None,
         "DICOM out for an image file: the series that lends patient, study and frame.",
         metavar="SERIES",
         advanced=True,
     ),
-    random_uids: bool = o.option(False, "DICOM out: new UIDs at every run.", advanced=True),
+    random_uids: bool = o.option("DICOM out: new UIDs at every run.", False, advanced=True),
     shard: str | None = o.shard(),
     threads: int = o.threads(),
     seed: int = o.seed(),

@@ -20,13 +20,10 @@ __all__ = ["EncodeLatents", "FinetuneVae", "ScanTraining", "TrainBaseline", "Tra
 Triple = tuple[int, int, int]
 FACTORS = [str(factor) for factor in range(2, 9)]
 z_truth_max = partial(
-    option, 1.5, "Scans up to this slice spacing (mm) train along z.", advanced=True, min=0.05
+    option, "Scans up to this slice spacing (mm) train along z.", 1.5, advanced=True, min=0.05
 )
 vae_checkpoint = partial(
-    option,
-    None,
-    "From finetune-vae; default: checkpoints/vae/best.safetensors of the project.",
-    metavar="PATH",
+    option, "From finetune-vae; default: checkpoints/vae/best.safetensors of the project.", metavar="PATH"
 )
 patch_size = partial(option, metavar="D H W")
 
@@ -35,7 +32,7 @@ patch_size = partial(option, metavar="D H W")
 class InProject:
     """What is not given lies in a project folder."""
 
-    data_dir: Path | None = option(None, "Thin scans and their lists; default: data/ of the project.")
+    data_dir: Path | None = option("Thin scans and their lists; default: data/ of the project.")
     project: Path | None = o.project()
     device: str = o.device()
     seed: int = o.seed()
@@ -62,29 +59,23 @@ class Training(InProject):
     kind: ClassVar[str]
     smallest_side: ClassVar[int] = 16  # of a patch
 
-    train_split: Path | None = option(
-        None, "List of scans to train on; default: train_files.txt of the data."
-    )
-    val_split: Path | None = option(
-        None, "List of scans that choose the best; default: val_files.txt of the data."
-    )
-    output_dir: Path | None = option(None, "Default: a folder in checkpoints/ of the project.")
-    max_steps: int | None = option(
-        None, "Steps in all; 20000 where neither this nor --epochs is given.", min=1
-    )
-    epochs: int | None = option(None, "Instead of --max-steps: 256 samples from each scan are one.", min=1)
-    batch_size: int = option(4, "Samples a step (a process).", min=1)
+    train_split: Path | None = option("List of scans to train on; default: train_files.txt of the data.")
+    val_split: Path | None = option("List of scans that choose the best; default: val_files.txt of the data.")
+    output_dir: Path | None = option("Default: a folder in checkpoints/ of the project.")
+    max_steps: int | None = option("Steps in all; 20000 where neither this nor --epochs is given.", min=1)
+    epochs: int | None = option("Instead of --max-steps: 256 samples from each scan are one.", min=1)
+    batch_size: int = option("Samples a step (a process).", 4, min=1)
     patch_size: Triple
     resume: Literal["auto", "no"] = option(
-        "auto", "Go on where the folder's last run stopped, or start afresh."
+        "Go on where the folder's last run stopped, or start afresh.", "auto"
     )
-    lr: float = option(2e-4, "Peak learning rate.", min=1e-8, max=1.0)
-    warmup_steps: int = option(300, "Steps to the peak rate.", advanced=True, min=0)
-    validate_every: int = option(2000, "Steps between validations.", advanced=True, min=1)
+    lr: float = option("Peak learning rate.", 2e-4, min=1e-8, max=1.0)
+    warmup_steps: int = option("Steps to the peak rate.", 300, advanced=True, min=0)
+    validate_every: int = option("Steps between validations.", 2000, advanced=True, min=1)
     save_every: int = 100
-    use_amp: bool = option(False, "Mixed precision (bfloat16).", advanced=True)
-    gradient_checkpointing: bool = option(False, "Less memory, more time.", advanced=True)
-    log: Literal["tensorboard", "none"] = option("none", "Where the curves go as well.", advanced=True)
+    use_amp: bool = option("Mixed precision (bfloat16).", False, advanced=True)
+    gradient_checkpointing: bool = option("Less memory, more time.", False, advanced=True)
+    log: Literal["tensorboard", "none"] = option("Where the curves go as well.", "none", advanced=True)
     workers: int = o.workers()
 
     def __post_init__(self) -> None:
@@ -121,11 +112,11 @@ class TrainBaseline(ScanTraining):
 
     kind = "baseline"
 
-    output_dir: Path | None = option(None, "Default: checkpoints/baseline/ of the project.")
-    patch_size: Triple = patch_size((40, 96, 96), "Thin voxels of a pair.")
-    init: str | None = option(None, "Start from these weights: baseline (shipped) or a .safetensors file.")
-    lr: float = option(8e-4, "Peak learning rate.", min=1e-8, max=1.0)
-    validate_every: int = option(500, "Steps between validations.", advanced=True, min=1)
+    output_dir: Path | None = option("Default: checkpoints/baseline/ of the project.")
+    patch_size: Triple = patch_size("Thin voxels of a pair.", (40, 96, 96))
+    init: str | None = option("Start from these weights: baseline (shipped) or a .safetensors file.")
+    lr: float = option("Peak learning rate.", 8e-4, min=1e-8, max=1.0)
+    validate_every: int = option("Steps between validations.", 500, advanced=True, min=1)
 
 
 INIT = (
@@ -141,14 +132,12 @@ class FinetuneVae(ScanTraining):
 
     kind = "vae"
 
-    output_dir: Path | None = option(None, "Default: checkpoints/vae/ of the project.")
-    batch_size: int = option(2, "Samples a step (a process).", min=1)
-    patch_size: Triple = patch_size((32, 64, 64), "Voxels of a sample.")
-    init: str | None = option("none", INIT)
-    preset: Literal["tiny", "compact", "full", "mri"] | None = option(
-        None, "Default: compact, or what --init has."
-    )
-    kl_weight: float | None = option(None, KL, min=0.0, max=1.0)
+    output_dir: Path | None = option("Default: checkpoints/vae/ of the project.")
+    batch_size: int = option("Samples a step (a process).", 2, min=1)
+    patch_size: Triple = patch_size("Voxels of a sample.", (32, 64, 64))
+    init: str | None = option(INIT, "none")
+    preset: Literal["tiny", "compact", "full", "mri"] | None = option("Default: compact, or what --init has.")
+    kl_weight: float | None = option(KL, min=0.0, max=1.0)
 
     def __post_init__(self) -> None:
         Training.__post_init__(self)
@@ -163,24 +152,22 @@ class TrainDiffusion(Training):
     kind = "diffusion"
     smallest_side = 1
 
-    latent_dir: Path | None = option(None, "From encode-latents; default: latents/ of the project.")
-    output_dir: Path | None = option(None, "Default: checkpoints/diffusion/ of the project.")
+    latent_dir: Path | None = option("From encode-latents; default: latents/ of the project.")
+    output_dir: Path | None = option("Default: checkpoints/diffusion/ of the project.")
     vae_checkpoint: str | None = vae_checkpoint()
-    preset: Literal["tiny", "compact", "full"] = option("compact", "How large the network is.")
-    batch_size: int = option(6, "Samples a step (a process).", min=1)
-    patch_size: Triple = patch_size((8, 24, 24), "Latent voxels of a sample.")
-    num_steps: int = option(15, "Diffusion steps of a validation.", min=1, max=1000)
-    samples: int = option(4, "Samples whose mean a validation scores.", min=1, max=64)
-    sampler: str = option("multistep", f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}.")
+    preset: Literal["tiny", "compact", "full"] = option("How large the network is.", "compact")
+    batch_size: int = option("Samples a step (a process).", 6, min=1)
+    patch_size: Triple = patch_size("Latent voxels of a sample.", (8, 24, 24))
+    num_steps: int = option("Diffusion steps of a validation.", 15, min=1, max=1000)
+    samples: int = option("Samples whose mean a validation scores.", 4, min=1, max=64)
+    sampler: str = option(f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}.", "multistep")
     schedule: Literal["ctsr", "published"] = option(
-        "ctsr", "published: ResShift's constants, κ = 2.", advanced=True
+        "published: ResShift's constants, κ = 2.", "ctsr", advanced=True
     )
-    kappa: float | None = option(
-        None, "Noise, in residuals; default: measured.", advanced=True, min=0.01, max=100
-    )
-    model_channels: int | None = option(None, "Instead of the preset's.", advanced=True, min=4, max=512)
-    guidance_dropout: float = option(0.1, "Share without stage one.", advanced=True, min=0, max=0.9)
-    warmup_steps: int = option(500, "Steps to the peak rate.", advanced=True, min=0)
+    kappa: float | None = option("Noise, in residuals; default: measured.", advanced=True, min=0.01, max=100)
+    model_channels: int | None = option("Instead of the preset's.", advanced=True, min=4, max=512)
+    guidance_dropout: float = option("Share without stage one.", 0.1, advanced=True, min=0, max=0.9)
+    warmup_steps: int = option("Steps to the peak rate.", 500, advanced=True, min=0)
 
     def __post_init__(self) -> None:
         Training.__post_init__(self)
@@ -203,20 +190,20 @@ class TrainDiffusion(Training):
 class EncodeLatents(InProject):
     """What `encode-latents` can be asked. An autoencoder knows no flip by itself: hence the variants."""
 
-    file_list: Path | None = option(None, "Default: train_files.txt and val_files.txt of the data.")
-    output_dir: Path | None = option(None, "Default: latents/ of the project.")
+    file_list: Path | None = option("Default: train_files.txt and val_files.txt of the data.")
+    output_dir: Path | None = option("Default: latents/ of the project.")
     vae_checkpoint: str | None = vae_checkpoint()
     stage_one: str = option(
-        "baseline",
         "The network whose results the diffusion will refine; best one that never saw these scans.",
+        "baseline",
         metavar="NAME|PATH",
     )
-    factors: str = option("2,3,4,5", "How much thicker the simulated slices are, 2 to 8.", metavar="F,F…")
-    variants: int = option(2, "Of each scan and factor: other thicknesses and flips.", min=1, max=64)
+    factors: str = option("How much thicker the simulated slices are, 2 to 8.", "2,3,4,5", metavar="F,F…")
+    variants: int = option("Of each scan and factor: other thicknesses and flips.", 2, min=1, max=64)
     skip_existing: bool = o.skip_existing()
     overwrite: bool = o.overwrite()
     shard: str | None = o.shard()
-    dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", "Of the stored latents.", advanced=True)
+    dtype: Literal["fp16", "bf16", "fp32"] = option("Of the stored latents.", "fp16", advanced=True)
     z_truth_max: float = z_truth_max()
 
     def __post_init__(self) -> None:

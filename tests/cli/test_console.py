@@ -31,7 +31,7 @@ def test_an_error_is_said_on_stderr_even_where_stdout_is_full(capsys, monkeypatc
     def full(text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_to_stdout", full)
+    monkeypatch.setattr(module, "to_stdout", full)
     with pytest.raises(OSError, match="No space"):
         Console(as_json=True).error(InputError("is damaged", path="x.nii", hint="copy it again"))
     assert capsys.readouterr().err == "error: x.nii: is damaged (copy it again)\n"
