@@ -12,7 +12,7 @@ import numpy as np
 
 from ctsr.core.volume import AIR, PADDING_LIMIT, Volume
 from ctsr.errors import InputError
-from ctsr.io.nifti_header import LABEL_INTENT, Header
+from ctsr.io.nifti_header import Header
 
 __all__ = ["volume_of"]
 
@@ -42,8 +42,14 @@ def volume_of(
     numbers come out that fit, else float32. A result keeps the stored type, but for those that others do not read.
     """
     hu = _to_hu(stored, header, inter=header.inter + hu_offset, path=path)
-    is_label = header.intent == LABEL_INTENT
-    _look(hu, is_label=is_label, allow_labels=allow_labels, allow_not_hu=allow_not_hu, path=path, notes=notes)
+    runs = _sample(hu)
+    values = runs[runs > PADDING_LIMIT]
+    if header.is_label or _looks_labelled(runs, values):
+        if not allow_labels:
+            found = f"{np.unique(runs).size} whole numbers from {runs.min():g} to {runs.max():g}"
+            raise InputError(f"label map ({found}), not CT", path=path)
+    elif not allow_not_hu:
+        _refuse_what_is_not_hu(values, is_byte=hu.dtype.itemsize == 1, path=path, notes=notes)
     native = header.dtype.newbyteorder("=")
     is_common = (native.kind in "iu" and native.itemsize <= 4) or native in (np.float32, np.float64)
     return Volume(
@@ -94,45 +100,29 @@ def _range(stored: np.ndarray, shape: tuple[int, int, int], path: str | None) ->
     return min(lows), max(highs)
 
 
-def _look(
-    hu: np.ndarray,
-    *,
-    is_label: bool,
-    allow_labels: bool,
-    allow_not_hu: bool,
-    path: str | None,
-    notes: list[str],
-) -> None:
-    """Look at the values as one who knows CT would; InputError where they are labels, or not HU.
+def _refuse_what_is_not_hu(values: np.ndarray, *, is_byte: bool, path: str | None, notes: list[str]) -> None:
+    """Look at a sample of values as one who knows CT would; a volume that is constant or has no air gets a note.
 
-    is_label: the file itself says so. An offset of 1000 or 1024 is told by its peaks, with the option that
-    mends it. A volume that is constant or has no air gets a note.
+    An offset of 1000 or 1024 is told by its peaks, with the option that mends it.
     """
-    runs = _sample(hu)
-    values = runs[runs > PADDING_LIMIT]
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if is_label or (low >= 0 and _looks_labelled(runs)):
-        if not allow_labels:
-            count = np.unique(values).size
-            raise InputError(f"label map ({count} whole numbers from {low:g} to {high:g}), not CT", path=path)
+    if not values.size:
+        notes.append("all voxels are scanner padding")
         return
-    if allow_not_hu:
-        return
-    if low == high:
-        notes.append(f"all voxels are {low:g} HU" if values.size else "all voxels are scanner padding")
-        return
+    low, high = float(values.min()), float(values.max())
     fault, hint = "", "convert the DICOM series again, with ctsr convert"
-    if low >= -1 and high <= 1:
+    if low == high:
+        notes.append(f"all voxels are {low:g} HU")
+    elif low >= -1 and high <= 1:
         fault = f"values {low:.3g}…{high:.3g}: not HU, but a picture scaled to 1"
-    elif low >= 0 and high <= 255.5 and (hu.dtype.itemsize == 1 or _looks_clipped(values)):
+    elif low >= 0 and high <= 255.5 and (is_byte or _looks_clipped(values)):
         fault = f"values {low:.4g}…{high:.4g}: not HU, but a picture of 8 bits"
     elif low >= 0 and (offset := _likely_offset(values)):
         fault = f"no value below 0 and tissue near 1000: HU with {offset} added"
         hint = f"likely --hu-offset -{offset}: air must come out near -1000"
+    elif low > AIR + 100:
+        notes.append(f"no air: the lowest value is {low:g} HU")
     if fault:
         raise InputError(fault, path=path, hint=hint)
-    if low > AIR + 100:
-        notes.append(f"no air: the lowest value is {low:g} HU")
 
 
 def _sample(hu: np.ndarray) -> np.ndarray:
@@ -143,9 +133,9 @@ def _sample(hu: np.ndarray) -> np.ndarray:
     return np.stack([hu[s : s + _RUN] for s in (spread * (hu.size - _RUN)).astype(np.int64)])
 
 
-def _looks_labelled(runs: np.ndarray) -> bool:
-    """Few whole numbers without noise: neighbours are nearly always equal."""
-    if runs.dtype.kind == "f" and not np.array_equal(runs, np.rint(runs)):
+def _looks_labelled(runs: np.ndarray, values: np.ndarray) -> bool:
+    """Few whole numbers from 0 on without noise: neighbours are nearly always equal."""
+    if values.min(initial=0) < 0 or (runs.dtype.kind == "f" and not np.array_equal(runs, np.rint(runs))):
         return False
     same = np.mean(runs[:, 1:] == runs[:, :-1]) if runs.shape[1] > 1 else 0.0
     return bool(2 <= np.unique(runs).size <= _LABEL_VALUES and same >= _LABEL_FLATNESS)

@@ -112,7 +112,7 @@ def _voxels(stream: Any, header: Header, most: int, path: str) -> np.ndarray:
 
     What the header claims is held against what the file can hold, and against free memory, before it is allocated.
     """
-    n, room = header.n_bytes, max(0, most - header.voxel_offset)
+    n, room = header.n_bytes, max(0, most - stream.tell())
     if n > room:
         raise InputError(f"truncated: {n:,} bytes of voxels expected, room for {room:,}", path=path)
     free = available_bytes()

@@ -17,7 +17,7 @@ import numpy as np
 from ctsr.core.geometry import corners
 from ctsr.errors import GeometryError, InputError, UsageError
 
-__all__ = ["LABEL_INTENT", "Header", "build_header", "checked_affine", "mm_per_unit", "read_header"]
+__all__ = ["Header", "build_header", "checked_affine", "mm_per_unit", "read_header"]
 
 _FIELDS = {
     348: "sizeof_hdr:i4 data_type:S10 db_name:S18 extents:i4 session_error:i2 regular:S1 dim_info:u1 dim:8i2 "
@@ -43,7 +43,7 @@ _UNITS = {
     2: (1.0, ""),
     3: (0.001, "microns, turned into mm"),
 }
-LABEL_INTENT = 1002
+_LABEL_INTENT = 1002
 _LARGEST_SIDE = 32767  # dim is int16 in version 1
 _LARGEST_OFFSET = 1 << 24  # bytes; a claimed size is not a reason to allocate it
 
@@ -79,7 +79,7 @@ class Header:
     shape: (I, J, K). affine: (4, 4) float64, index → RAS+ mm.
     dtype: as stored, with its byte order. slope, inter: HU = slope · stored + inter.
     form_code: of the form that the affine comes from. slice_axis: from dim_info, None where it says nothing.
-    voxel_offset: byte at which the voxels start. intent: NIfTI's intent code.
+    is_label: whether the file says that its numbers are labels.
     """
 
     shape: tuple[int, int, int]
@@ -89,8 +89,7 @@ class Header:
     inter: float = 0.0
     form_code: int = 1
     slice_axis: int | None = None
-    voxel_offset: int = 0
-    intent: int = 0
+    is_label: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -142,7 +141,7 @@ def read_header(read: Callable[[int], bytes], path: str, *, form: str | None, no
     refuse(slope != 0 and not 1e-6 <= abs(slope) <= 1e3, f"scl_slope = {slope:g} is outside 1e-6…1000")
     if slope < 0:
         notes.append(f"scl_slope = {slope:g} is negative: stored values run against HU")
-    if (intent := int(h["intent_code"])) not in (0, LABEL_INTENT):
+    if (intent := int(h["intent_code"])) not in (0, _LABEL_INTENT):
         notes.append(f"intent code {intent} is ignored")
     offset, first = float(h["vox_offset"]), size + 4
     is_offset = offset % 1 == 0 and first <= offset <= _LARGEST_OFFSET
@@ -159,8 +158,7 @@ def read_header(read: Callable[[int], bytes], path: str, *, form: str | None, no
         inter=inter,
         form_code=form_code,
         slice_axis=axis if axis >= 0 else None,
-        voxel_offset=int(offset),
-        intent=intent,
+        is_label=intent == _LABEL_INTENT,
     )
 
 

@@ -109,35 +109,15 @@ def smoothed(hu: np.ndarray) -> np.ndarray:
 def _body(smooth: np.ndarray) -> np.ndarray:
     labels, count = ndimage.label(smooth > _BODY_LIMIT)
     if count == 0:
-        raise InputError(
-            "body mask is empty", hint=f"nothing above {_BODY_LIMIT:g} HU: are these CT numbers?"
-        )
+        hint = f"nothing above {_BODY_LIMIT:g} HU: are these CT numbers?"
+        raise InputError("body mask is empty", hint=hint)
     sizes = np.zeros(count + 1, np.int64)
     for each in labels:  # by slice: bincount works on an int64 copy
         sizes += np.bincount(each.ravel(), minlength=count + 1)
     largest = 1 + int(np.argmax(sizes[1:]))
-    return np.stack([_filled(each == largest) for each in labels])
-
-
-def _filled(mask: np.ndarray) -> np.ndarray:
-    """(H, W) with its holes filled: three times as fast as SciPy's binary_fill_holes."""
-    labels, count = ndimage.label(~mask)
-    outside = np.zeros(count + 1, bool)
-    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        outside[border] = True
-    outside[0] = False  # label 0 is the mask itself
-    filled: np.ndarray = ~outside[labels]
-    return filled
+    return np.stack([ndimage.binary_fill_holes(each == largest) for each in labels])
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
-    """Without the voxels that have a face neighbour outside the mask; beyond the volume counts as inside.
-
-    So a stack of two slices keeps both.
-    """
-    out = mask.copy()
-    for axis in range(3):
-        old, new = np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0)
-        new[1:] &= old[:-1]
-        new[:-1] &= old[1:]
-    return out
+    """Without the voxels that have a face neighbour outside the mask; a stack of two slices keeps both."""
+    return np.asarray(ndimage.binary_erosion(mask, border_value=1))
