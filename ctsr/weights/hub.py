@@ -1,8 +1,7 @@
 """Weights on the Hub: `hf://org/repo@revision/file.safetensors` becomes a checked file in a folder of ours.
 
-What lies in the folder is used as it is, and nobody is asked; only what is not there is downloaded: one request, whose
-answer is held in memory and hashed before it gets a name. The Hub's own client would compare no checksum, wait as long
-as a server says, and leave partial files; its session and its token are used.
+What lies in the folder is used as it is, and nobody is asked; only what is not there is downloaded. The client
+compares no checksum, so a file is hashed here, when it arrives and whenever it is used.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ctsr import __version__
 from ctsr.errors import CtsrError, NetworkError, ResourceError, UsageError, WeightsError
-from ctsr.io.atomic import input_error, output_error, write_bytes, write_text
+from ctsr.io.atomic import input_error, output_error, sweep, write_bytes, write_text
 
 __all__ = [
     "Progress", "Reference", "cache_folder", "download", "read", "record_of", "resolve", "store", "stored",
@@ -31,18 +31,18 @@ TIMEOUT = 60.0  # seconds without progress
 SLOWEST = 1000  # bytes/s over that time; less is no progress
 WAITS = (1.0, 2.0, 4.0)  # seconds before another try
 BUSY = (408, 429, 500, 502, 503, 504)
+PIECE = 1 << 16  # bytes; the client's own, 10 MiB, would hide for minutes that something arrives
 
 _NAME = r"[A-Za-z0-9_][\w.-]*"
 _FILE = rf"(?:{_NAME}/)*{_NAME}\.safetensors"
 _REFERENCE = re.compile(rf"hf://({_NAME}/{_NAME})(?:@({_NAME}))?/({_FILE})", re.ASCII)
 _ACCESS = ("access denied", "accept the terms on the model's page, then set HF_TOKEN")
-_REFUSALS = {  # by X-Error-Code, or by status
-    "GatedRepo": _ACCESS,
-    "RepoNotFound": ("no such repository, or a private one", "check it; if private, set HF_TOKEN"),
-    "RevisionNotFound": ("the repository has no such revision", "a branch, a tag or a commit"),
-    "EntryNotFound": ("the repository has no such file in this revision", "check its name"),
-    401: _ACCESS,
-    403: _ACCESS,
+_REASONS = {
+    "GatedRepoError": _ACCESS,
+    "RepositoryNotFoundError": ("no such repository, or a private one", "check it; if private, set HF_TOKEN"),
+    "RevisionNotFoundError": ("the repository has no such revision", "a branch, a tag or a commit"),
+    "RemoteEntryNotFoundError": ("the repository has no such file in this revision", "check its name"),
+    "HFValidationError": ("not a name that the hub allows", "hf://org/repo@revision/file.safetensors"),
 }
 
 Record = dict[str, Any]
@@ -166,30 +166,38 @@ def download(
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hint = "ctsr download-weights --to FOLDER where there is a network, then --from FOLDER here"
         raise NetworkError("not here, and HF_HUB_OFFLINE is set", path=str(reference), hint=hint)
-    with _in_cache(root):
-        root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(root).free
-    record: Record = {"reference": str(reference), "is_pinned": bool(sha256), "licence": licence}
 
-    def accept(found: Record) -> Record:
-        if not re.fullmatch("[0-9a-f]{64}", sha256 or found["sha256"]):
-            raise NetworkError("the hub names no sha256 for it (no LFS file)")
-        if found["bytes"] > free:
-            raise ResourceError(f"{_mb(found['bytes'])} are needed, {_mb(free)} are free", path=root)
-        record.update(found | {"sha256": sha256 or found["sha256"]})
+    def on_answer(found: Any) -> Record:
+        named = sha256 or found.etag or ""
+        if not found.commit_hash or not found.size:
+            raise NetworkError("not the answer of a hub: no commit or no size in it", path=str(reference))
+        if not re.fullmatch("[0-9a-f]{64}", named):
+            raise NetworkError("the hub names no sha256 for it (no LFS file)", path=str(reference))
+        if (free := shutil.disk_usage(root).free) < found.size:
+            raise ResourceError(f"{_mb(found.size)} are needed, {_mb(free)} are free", path=root)
+        record = {"reference": str(reference), "commit": found.commit_hash, "sha256": named}
+        record |= {"bytes": found.size, "is_pinned": bool(sha256), "licence": licence}
+        progress(record, 0)
         return record
 
-    for wait in (*WAITS, None):
-        try:
-            data = _fetch(reference, timeout, accept, progress)
-            break
-        except NetworkError as exc:
-            exc.path = str(reference)
-            if wait is None or not isinstance(exc, _PassingError):
-                raise
-            time.sleep(wait)
+    sweep(root)
+    folder = root / f".ctsr-{os.getpid()}-{secrets.token_hex(3)}.part"
+    with _in_cache(root):
+        folder.mkdir(parents=True)
+    try:
+        for wait in (*WAITS, None):
+            try:
+                record = _fetch(reference, folder, timeout, on_answer, progress)
+                break
+            except _PassingError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        data = (folder / reference.file).read_bytes()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _check_hash(data, record["sha256"], str(reference), "nothing was kept; download it again")
-    store(bytes(data), reference, root, record)
+    store(data, reference, root, record)
     return record
 
 
@@ -198,75 +206,96 @@ class _PassingError(NetworkError):
 
 
 def _fetch(
-    reference: Reference, timeout: float, accept: Callable[[Record], Record], progress: Progress
-) -> bytearray:
-    """The bytes of a file; `accept` is asked when its commit, size and sha256 are known, before they come."""
-    import huggingface_hub
+    reference: Reference, folder: Path, timeout: float, on_answer: Callable[[Any], Record], progress: Progress
+) -> Record:
+    """Let the client work in a thread, and watch what arrives: it would sleep through a Retry-After of an hour."""
+    record: Record = {}
+    failed: list[Exception] = []
 
-    if (token := huggingface_hub.get_token()) and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise UsageError(
-            "HF_TOKEN, or the token file, has characters that no token has"
-        )  # a client's error shows it
-    at = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    url = f"{at}/{reference.repo}/resolve/{reference.revision}/{reference.file}"
-    headers = {"User-Agent": f"ctsr/{__version__}", "Accept-Encoding": "identity"}
-    headers |= (
-        {"Authorization": f"Bearer {token}"} if token else {}
-    )  # a redirect to another host takes none along
-    session: Any = huggingface_hub.get_session()
-    data, where, seen, since = bytearray(), "", 0, time.monotonic()
+    def work() -> None:
+        try:
+            _run_client(reference, folder, lambda found: record.update(on_answer(found)))
+        except Exception as exc:
+            failed.append(exc)
+
+    thread = threading.Thread(target=work, daemon=True, name=f"download of {reference}")
+    thread.start()
+    where, done, seen, since = "", 0, 0, time.monotonic()
     try:
-        with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
-            record = accept(_facts(answer))
-            progress(record, 0)
-            for piece in answer.iter_bytes():
-                data += piece
-                where = f" at {len(data) / 1e6:.1f} of {_mb(record['bytes'])}"
-                progress(record, len(data))
-                if len(data) - seen > SLOWEST * timeout:
-                    seen, since = len(data), time.monotonic()
-                if len(data) > record["bytes"]:
-                    break
-                if time.monotonic() - since > timeout:
-                    raise TimeoutError
-    except CtsrError:
-        raise
-    except (
-        Exception
-    ) as exc:  # the kinds of its errors change with the client's version; their words may hold a token
-        kind = type(exc).__name__
-        if kind.endswith(("Timeout", "TimeoutError")):
-            raise NetworkError(f"no progress for {timeout:g} s{where}", hint="try again") from exc
-        if kind in ("ReadError", "RemoteProtocolError"):  # reset, or ended early
-            raise _PassingError(f"connection lost{where}", hint="try again") from exc
-        cause: BaseException | None = exc
-        while cause is not None and not getattr(cause, "strerror", None):
-            cause = cause.__cause__ or cause.__context__
-        words = getattr(cause, "strerror", kind)
-        raise NetworkError(f"no connection to the hub: {words}", hint="try again") from exc
-    if len(data) < record["bytes"]:
-        raise _PassingError(f"connection lost{where}", hint="try again")
-    return data
+        while thread.is_alive():
+            thread.join(0.1)
+            if record:
+                with contextlib.suppress(OSError):  # renamed meanwhile
+                    done = max([done, *(path.stat().st_size for path in folder.rglob("*"))])
+                where = f" at {done / 1e6:.1f} of {_mb(record['bytes'])}"
+                progress(record, done)
+            if done - seen > SLOWEST * timeout:
+                seen, since = done, time.monotonic()
+            elif time.monotonic() - since > timeout:
+                reason = f"no progress for {timeout:g} s{where}"
+                raise NetworkError(reason, path=str(reference), hint="try again")
+    finally:
+        if thread.is_alive():  # its next answer ends it; what it just began to write is removed by the caller
+            shutil.rmtree(folder, ignore_errors=True)
+            thread.join(0.1)
+    if failed:
+        raise _as_ours(failed[0], reference, where) from failed[0]
+    return record
 
 
-def _facts(answer: Any) -> Record:
-    """Commit, bytes and sha256 of a file, as the hub names them; NetworkError where it refuses, or is no hub."""
-    status, headers = answer.status_code, answer.headers
-    if found := _REFUSALS.get(headers.get("X-Error-Code", "")) or _REFUSALS.get(status):
-        raise NetworkError(found[0], hint=found[1])
+def _run_client(reference: Reference, folder: Path, on_answer: Callable[[Any], None]) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants, utils
+
+    client, screen = cast(Any, huggingface_hub), cast(Any, utils)  # typed in part
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    constants.HF_HUB_DISABLE_XET = True  # plain HTTP, so that the folder shows what has arrived
+    constants.DOWNLOAD_CHUNK_SIZE = PIECE
+    screen.logging.set_verbosity_error()
+    screen.disable_progress_bars()
+    if (token := client.get_token()) and not re.fullmatch(r"[\x21-\x7e]+", token):  # its error would print it
+        raise UsageError("HF_TOKEN, or the token file, has characters that no token has")
+
+    def check_answer(response: Any) -> None:
+        if not folder.is_dir():  # given up meanwhile: the client would make the folder again
+            raise NetworkError("given up", path=str(reference))
+        if response.status_code == 200 and "text/html" in response.headers.get("Content-Type", ""):
+            reason = "the server sent a web page, not weights"
+            raise NetworkError(reason, path=str(reference), hint="a proxy, or a login page?")
+
+    session = client.get_session()
+    session.event_hooks = session.event_hooks | {"response": [check_answer]}
+    at = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None  # the client has read it when it was imported
+    url = client.hf_hub_url(reference.repo, reference.file, revision=reference.revision, endpoint=at)
+    found = client.get_hf_file_metadata(url, token=token, endpoint=at)
+    on_answer(found)
+    what = {"revision": found.commit_hash, "local_dir": folder, "token": token, "endpoint": at}
+    client.hf_hub_download(reference.repo, reference.file, **what)
+
+
+def _as_ours(exc: BaseException, reference: Reference, where: str) -> Exception:
+    """The error that the client's failure stands for, in our words: the client's may hold a token."""
+    if isinstance(exc, CtsrError):
+        return exc
+    if type(exc).__name__ == "LocalEntryNotFoundError" and exc.__cause__:  # its advice hides the reason
+        exc = exc.__cause__
+    if isinstance(exc, OSError) and exc.errno:  # the client's own have no number: it is the disk
+        return output_error(exc, cache_folder())
+    status, path = getattr(getattr(exc, "response", None), "status_code", None), str(reference)
+    if known := _REASONS.get(type(exc).__name__) or (_ACCESS if status in (401, 403) else None):
+        return NetworkError(known[0], path=path, hint=known[1])
     if status in BUSY:
-        raise _PassingError(f"the server is busy ({status})", hint="try later")
-    if status != 200:
-        raise NetworkError(f"the server answers {status}", hint="check the name, and HF_ENDPOINT")
-    if "text/html" in headers.get("Content-Type", ""):
-        raise NetworkError("the server sent a web page, not weights", hint="a proxy, or a login page?")
-    hops = [hop.headers for hop in (*answer.history, answer) if "X-Repo-Commit" in hop.headers]
-    told = hops[-1] if hops else {}  # where the hub redirects to, nobody knows the commit
-    size = (told.get("X-Linked-Size") or headers.get("Content-Length", "")) if told else ""
-    if not size.isdecimal() or int(size) == 0:
-        raise NetworkError("not the answer of a hub: no commit or no size in it")
-    sha256 = (told.get("X-Linked-Etag") or told.get("ETag", "")).strip('"')
-    return {"commit": told["X-Repo-Commit"], "bytes": int(size), "sha256": sha256}
+        return _PassingError(f"the server is busy ({status})", path=path, hint="try later")
+    if status is not None:
+        return NetworkError(f"the server answers {status}", path=path, hint="check the name, and HF_ENDPOINT")
+    if type(exc).__name__ in ("ReadError", "RemoteProtocolError"):  # reset, or ended early
+        return _PassingError(f"connection lost{where}", path=path, hint="try again")
+    root: BaseException | None = exc
+    while root is not None and not getattr(root, "strerror", None):
+        root = root.__cause__ or root.__context__
+    reason = "connection lost" + where if where else "no connection to the hub"
+    cause = getattr(root, "strerror", type(exc).__name__)
+    return NetworkError(f"{reason}: {cause}", path=path, hint="try again")
 
 
 @contextlib.contextmanager
@@ -279,7 +308,7 @@ def _in_cache(root: Path) -> Iterator[None]:
         raise ResourceError(reason, path=root, hint="set CTSR_CACHE, or --to DIR") from exc
 
 
-def _check_hash(data: bytes | bytearray, expected: str, path: str | Path, hint: str) -> None:
+def _check_hash(data: bytes, expected: str, path: str | Path, hint: str) -> None:
     if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise WeightsError(f"sha256 is {found}, expected {expected}", path=path, hint=hint)
 

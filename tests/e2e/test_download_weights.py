@@ -52,10 +52,10 @@ def left(tmp_path: Path) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_an_interrupted_download_leaves_nothing(ctsr, server, tmp_path):
-    server.fail(cut=1000, by="stall")
+    server.fail("GET", cut=1000, by="stall")
     process = ctsr.start("download-weights", TEXT)
     deadline = time.monotonic() + 60
-    while not server.log and time.monotonic() < deadline:
+    while not server.asked("GET") and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
@@ -67,12 +67,12 @@ def test_the_hub_is_asked_for_the_file_alone(ctsr, server, tmp_path):
     """The client's own look-ups and its telemetry are off; it writes nothing outside our folder."""
     done = ctsr("download-weights", TEXT, AGENT="x", CLAUDECODE="1")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert {path.split("/")[3] for path, _ in server.log} == {"resolve"}
+    assert {path.split("/")[3] for _, path, _ in server.log} == {"resolve"}
     assert left(tmp_path) == [f"cache/org/repo@main/m.safetensors{end}" for end in ("", ".json")]
 
 
 def test_a_transfer_that_stands_still_is_given_up(ctsr, server, tmp_path):
-    server.fail(cut=1000, by="stall")
+    server.fail("GET", cut=1000, by="stall")
     done = ctsr("download-weights", TEXT, "--timeout", 1)
     assert done.returncode == 6
     assert done.stderr.splitlines()[-1] == f"error: {TEXT}: no progress for 1 s at 0.0 of 0.0 MB (try again)"

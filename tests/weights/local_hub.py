@@ -7,7 +7,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,12 +24,12 @@ ERRORS = {
 class LocalHub:
     """One repository, `org/repo`, with the file `m.safetensors` at main and at COMMIT.
 
-    fault: see `do_GET`; `times` of them, then all is well. log: (path, headers). cdn: another server that the file is
-    redirected to.
+    faults: method → a fault, see `_answer`; `times` of them, then all is well. log: (method, path, headers).
+    cdn: another server that the file is redirected to.
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.fault, self.log = data, {}, []
+        self.data, self.faults, self.log = data, {}, []
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.cdn: LocalHub | None = None
         self.ended = threading.Event()
@@ -39,8 +38,11 @@ class LocalHub:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def fail(self, times: int = 10**6, **fault: Any) -> None:
-        self.fault = {"times": times, **fault}
+    def fail(self, method: str, times: int = 10**6, **fault: Any) -> None:
+        self.faults[method] = {"times": times, **fault}
+
+    def asked(self, method: str) -> int:
+        return sum(entry[0] == method for entry in self.log)
 
 
 @contextmanager
@@ -91,49 +93,61 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self._answer("HEAD")
+
     def do_GET(self) -> None:
+        self._answer("GET")
+
+    def _answer(self, method: str) -> None:
         hub = self.hub
-        hub.log.append((self.path, dict(self.headers)))
-        fault = hub.fault if hub.fault.get("times", 0) > 0 else {}
-        if fault:
+        hub.log.append((method, self.path, dict(self.headers)))
+        fault = hub.faults.get(method, {})
+        if fault.get("times", 0) > 0:
             fault["times"] -= 1
+        else:
+            fault = {}
         if "wait" in fault:
             hub.ended.wait(fault["wait"])
         parts = self.path.split("?")[0].strip("/").split("/")
         missing = fault.get("missing")
-        if parts[0] != "cdn":
-            asked = (parts[:2], parts[2:4], parts[4:])
-            known = (["org", "repo"], ["resolve", "main"], ["m.safetensors"])
-            also = (known[0], ["resolve", COMMIT], known[2])
-            names = zip(("repository", "revision", "file"), asked, known, also, strict=True)
-            missing = missing or next((name for name, x, a, b in names if x not in (a, b)), None)
+        if parts[0] == "cdn":
+            missing = missing or None
+        elif parts[:2] != ["org", "repo"]:
+            missing = "repository"
+        elif parts[2:3] != ["resolve"] or parts[3] not in ("main", COMMIT):
+            missing = "revision"
+        elif parts[4:] != ["m.safetensors"]:
+            missing = "file"
         if missing or "status" in fault:
+            status = fault.get("status", 404)
             headers = {"X-Error-Code": ERRORS[missing]} if missing else {}
-            self._send(fault.get("status", 404), headers | {"Content-Length": "0"})
-            return
+            return self._send(status, headers | fault.get("headers", {}) | {"Content-Length": "0"})
         data = fault.get("data", hub.data)
         headers = {
             "X-Repo-Commit": COMMIT, "ETag": f'"{fault.get("etag", hub.sha256)}"',
-            "Content-Length": str(fault.get("size", len(data))),
-        } | fault.get("headers", {})  # fmt: skip
-        for name in fault.get("without", ()):
-            headers.pop(name)
-        if parts[0] == "cdn":
-            headers.pop("X-Repo-Commit")
+            "Content-Length": str(fault.get("size", len(data))), "Accept-Ranges": "bytes",
+        }  # fmt: skip
         if hub.cdn is not None:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": headers.pop("Content-Length")}
-            where = {
-                "Location": f"{hub.cdn.url}/cdn/m?sig=1",
-                "Content-Length": "0",
-                "ETag": '"of the redirect"',
-            }
-            self._send(302, headers | where)
-            return
-        self._send(200, headers, data, fault)
+            return self._send(
+                302, headers | {"Location": f"{hub.cdn.url}/cdn/m?sig=1", "Content-Length": "0"}
+            )
+        headers |= fault.get("headers", {})
+        for name in fault.get("without", ()):
+            headers.pop(name)
+        start = 0
+        if (asked := self.headers.get("Range", "")).startswith("bytes="):
+            start = int(asked[6:].split("-")[0])
+            headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            headers |= {"Content-Length": str(len(data) - start)}
+        self._send(206 if start else 200, headers, b"" if method == "HEAD" else data[start:], fault)
+        return None
 
     def _send(
-        self, status: int, headers: dict[str, str], body: bytes = b"", fault: Mapping[str, Any] = {}
+        self, status: int, headers: dict[str, str], body: bytes = b"", fault: dict[str, Any] | None = None
     ) -> None:
+        fault = fault or {}
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -145,9 +159,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if fault.get("by") == "stall":
             self.hub.ended.wait(60)
-        elif fault.get("by") == "trickle":
-            while not self.hub.ended.wait(0.2):
-                self.wfile.write(b" ")
         elif fault.get("by") == "reset":
             time.sleep(0.05)  # the bytes are read before
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

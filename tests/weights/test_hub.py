@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,9 @@ def test_a_file_is_downloaded_once_and_then_nobody_is_asked(server, tmp_path):
         "reference": TEXT, "commit": COMMIT, "sha256": server.sha256, "bytes": len(server.data), "is_pinned": False,
         "licence": "not known here",
     }  # fmt: skip
-    assert [path for path, _ in server.log] == ["/org/repo/resolve/main/m.safetensors"]
+    assert {entry[1] for entry in server.log} <= {
+        f"/org/repo/resolve/{r}/m.safetensors" for r in ("main", COMMIT)
+    }
     server.log.clear()
     assert hub.resolve(TEXT) == path
     network, _ = registry.load_model(TEXT, kind="baseline")
@@ -79,44 +83,52 @@ def test_a_redirect_takes_no_token_along(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with running(server.data) as server.cdn:
         assert hub.resolve(TEXT).read_bytes() == server.data
-    assert any("hf_secret" in str(entry) for entry in server.log)
-    assert len(server.cdn.log) == 1
+    assert any("hf_secret" in str(entry[2]) for entry in server.log)
+    assert server.cdn.asked("GET") == 1
     assert not any("hf_secret" in str(entry) for entry in server.cdn.log)
 
 
-HTML = {"Content-Type": "text/html; charset=utf-8"}
-
-
 @pytest.mark.parametrize(
-    ("reference", "fault", "words"),
+    ("reference", "method", "fault", "words"),
     [
-        ("hf://org/other/m.safetensors", {}, "no such repository, or a private one"),
-        ("hf://org/repo@v2/m.safetensors", {}, "the repository has no such revision"),
-        ("hf://org/repo/n.safetensors", {}, "the repository has no such file in this revision"),
-        (TEXT, {"status": 404}, "the server answers 404"),
-        (TEXT, {"missing": "repository", "status": 401}, "no such repository, or a private one"),
-        (TEXT, {"missing": "gated", "status": 403}, "access denied .*then set HF_TOKEN"),
-        (TEXT, {"status": 401}, "access denied .*then set HF_TOKEN"),
-        (TEXT, {"status": 503}, r"the server is busy \(503\) \(try later\)"),
-        (TEXT, {"without": ["X-Repo-Commit"]}, "not the answer of a hub"),
-        (TEXT, {"size": 0}, "not the answer of a hub"),
-        (TEXT, {"without": ["Content-Length"]}, "not the answer of a hub"),
-        (TEXT, {"etag": "abc"}, "the hub names no sha256"),
-        (TEXT, {"data": b"<html>Log in", "headers": HTML}, "a web page, not weights"),
-        (TEXT, {"size": 10**15}, "are needed, .* are free"),
-        (TEXT, {"size": 10**5, "cut": 10**5}, "connection lost at .* of 0.1 MB"),
-        (TEXT, {"cut": 1000, "by": "reset"}, "connection lost at .* of 0.0 MB .try again"),
-        (TEXT, {"cut": 1000, "by": "stall"}, "no progress for 1 s at 0.0 of 0.0 MB"),
-        (TEXT, {"cut": 5000, "by": "trickle"}, "no progress for 1 s at 0.0 of 0.0 MB"),
-        (TEXT, {"cut": 0}, "connection lost"),
-        (TEXT, {"wait": 5}, r"no progress for 1 s \(try again\)"),
+        ("hf://org/other/m.safetensors", "", {}, "no such repository, or a private one"),
+        ("hf://org/repo@v2/m.safetensors", "", {}, "the repository has no such revision"),
+        ("hf://org/repo/n.safetensors", "", {}, "the repository has no such file in this revision"),
+        ("hf://org/re..po/n.safetensors", "", {}, "not a name that the hub allows"),
+        (TEXT, "HEAD", {"status": 404}, "the server answers 404"),
+        (TEXT, "HEAD", {"missing": "repository", "status": 401}, "no such repository, or a private one"),
+        (TEXT, "HEAD", {"missing": "gated", "status": 403}, "access denied .*then set HF_TOKEN"),
+        (TEXT, "HEAD", {"status": 401}, "access denied .*then set HF_TOKEN|no such repository"),
+        (TEXT, "GET", {"status": 403}, "access denied .*then set HF_TOKEN"),
+        (TEXT, "HEAD", {"status": 503}, r"the server is busy \(503\) \(try later\)"),
+        (TEXT, "GET", {"status": 500}, r"the server is busy \(500\)"),
+        (TEXT, "HEAD", {"without": ["X-Repo-Commit"]}, "not the answer of a hub"),
+        (TEXT, "HEAD", {"size": 0}, "not the answer of a hub"),
+        (TEXT, "HEAD", {"etag": "abc"}, "the hub names no sha256"),
+        (TEXT, "HEAD", {"headers": {"Content-Type": "text/html"}}, "a web page, not weights"),
+        (
+            TEXT,
+            "GET",
+            {"data": b"<html>Log in", "headers": {"Content-Type": "text/html; charset=utf-8"}},
+            "a web page, not weights",
+        ),
+        (TEXT, "HEAD", {"size": 10**15}, "are needed, .* are free"),
+        (TEXT, "HEAD", {"size": 10**5}, "connection lost at .* of 0.1 MB"),
+        (TEXT, "GET", {"data": b"short"}, "connection lost at .* of 0.0 MB"),
+        (TEXT, "GET", {"cut": 1000, "by": "reset"}, "connection lost at .* of 0.0 MB .try again"),
+        (TEXT, "GET", {"cut": 1000, "by": "stall"}, "no progress for 1 s at 0.0 of 0.0 MB"),
+        (TEXT, "GET", {"cut": 0}, "no progress for 1 s at|connection lost at"),
+        (TEXT, "HEAD", {"wait": 5}, r"no progress for 1 s \(try again\)"),
     ],
     ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v)),
 )
-def test_a_failure_leaves_nothing_and_says_why(server, tmp_path, monkeypatch, reference, fault, words):
+def test_a_failure_leaves_nothing_and_says_why(
+    server, tmp_path, monkeypatch, reference, method, fault, words
+):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    if fault:
-        server.fail(**fault)
+    monkeypatch.setattr(hub, "TIMEOUT", 1.0)
+    if method:
+        server.fail(method, **fault)
     with pytest.raises((NetworkError, ResourceError), match=words) as told:
         hub.download(Reference.parse(reference), tmp_path / "cache", timeout=1.0 if "1 s" in words else 60.0)
     assert told.value.exit_code == (4 if "are free" in words else 6)
@@ -124,29 +136,34 @@ def test_a_failure_leaves_nothing_and_says_why(server, tmp_path, monkeypatch, re
     assert files(tmp_path) == []
 
 
-def test_a_file_that_comes_short_of_what_the_hub_named_is_refused(server, tmp_path):
-    with running(server.data[:-10]) as server.cdn, pytest.raises(NetworkError, match="connection lost at"):
-        hub.download(REFERENCE, tmp_path / "cache")
-    with running(server.data + b"more") as server.cdn, pytest.raises(WeightsError, match="sha256 is"):
-        hub.download(REFERENCE, tmp_path / "cache")
-    assert files(tmp_path) == []
+def test_an_answer_that_comes_after_all_changes_nothing(server, tmp_path):
+    server.fail("HEAD", times=1, wait=1.5)
+    before = set(threading.enumerate())
+    with pytest.raises(NetworkError, match="no progress for 1 s"):
+        hub.download(REFERENCE, tmp_path / "cache", timeout=1.0)
+    for thread in set(threading.enumerate()) - before:
+        if TEXT in thread.name:
+            thread.join(20)
+    assert (server.asked("HEAD"), server.asked("GET"), files(tmp_path)) == (1, 0, [])
 
 
-def test_a_server_that_was_busy_once_is_asked_again(server):
-    server.fail(times=1, status=503)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_server_that_was_busy_once_is_asked_again(server, method):
+    server.fail(method, times=1, status=503)
     assert hub.resolve(TEXT).read_bytes() == server.data
 
 
-def test_a_server_that_stays_busy_is_given_up_after_as_many_tries_as_there_are_waits(server):
-    server.fail(status=503)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_server_that_stays_busy_is_given_up_after_as_many_tries_as_there_are_waits(server, method):
+    server.fail(method, status=503)
     with pytest.raises(NetworkError, match="busy"):
         hub.resolve(TEXT)
-    assert len(server.log) == len(hub.WAITS) + 1
+    assert server.asked(method) == len(hub.WAITS) + 1
 
 
 @pytest.mark.parametrize("by", ["end", "reset"])
 def test_a_connection_that_breaks_once_is_taken_up_again(server, by):
-    server.fail(times=1, cut=1000, by=by)
+    server.fail("GET", times=1, cut=1000, by=by)
     assert hub.resolve(TEXT).read_bytes() == server.data
 
 
@@ -161,7 +178,7 @@ def test_a_refused_connection_and_an_unknown_host_are_network_errors(server, mon
 @pytest.mark.parametrize("pin", ["", "0" * 64], ids=["the hub's sha256", "a pinned sha256"])
 def test_other_bytes_than_those_named_are_refused(server, tmp_path, pin):
     if not pin:
-        server.fail(data=server.data[:-1] + bytes([server.data[-1] ^ 1]))
+        server.fail("GET", data=server.data[:-1] + bytes([server.data[-1] ^ 1]))
     with pytest.raises(WeightsError, match=f"sha256 is [0-9a-f]{{64}}, expected {pin or server.sha256}"):
         hub.download(REFERENCE, tmp_path / "cache", sha256=pin)
     assert files(tmp_path) == []
@@ -197,7 +214,7 @@ def test_an_altered_file_in_the_cache_is_refused(server):
 )
 def test_what_is_no_weights_is_refused_although_its_hash_fits(server, tmp_path, data, words):
     server.data = data
-    server.fail(etag=hashlib.sha256(data).hexdigest())
+    server.fail("HEAD", etag=hashlib.sha256(data).hexdigest())
     with pytest.raises(WeightsError, match=words):
         hub.resolve(TEXT)
     assert files(tmp_path) == []
@@ -206,7 +223,7 @@ def test_what_is_no_weights_is_refused_although_its_hash_fits(server, tmp_path, 
 def test_weights_of_another_layout_are_kept(server):
     """A training may begin from them; whoever loads them checks their kind."""
     server.data = safetensors.torch.save({"encoder.conv_in.weight": torch.ones(2, 2)})
-    server.fail(etag=hashlib.sha256(server.data).hexdigest())
+    server.fail("HEAD", etag=hashlib.sha256(server.data).hexdigest())
     assert hub.resolve(TEXT).read_bytes() == server.data
     with pytest.raises(WeightsError, match="not a ctsr model"):
         registry.load_model(TEXT, kind="baseline")
@@ -241,6 +258,14 @@ def test_a_cache_that_takes_nothing_is_named_before_the_network_is_asked(server,
     with pytest.raises(ResourceError, match=r"file: .*\(set CTSR_CACHE, or --to DIR\)"):
         hub.resolve(TEXT)
     assert server.log == []
+
+
+def test_what_a_killed_download_left_is_swept(server, tmp_path):
+    orphan = tmp_path / "cache" / ".ctsr-4194304-abcdef.part"
+    orphan.mkdir(parents=True)
+    os.utime(orphan, (0, 0))
+    hub.resolve(TEXT)
+    assert not orphan.exists()
 
 
 def test_a_published_name_is_used_from_the_cache_and_never_downloads(server, monkeypatch):
