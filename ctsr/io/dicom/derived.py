@@ -6,11 +6,12 @@ Only what is listed here passes: no private group, no overlay, no dose counter t
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
-__all__ = ["IMPLEMENTATION", "headers"]
+__all__ = ["ANY_IMAGE", "ANY_SERIES", "IMPLEMENTATION", "headers", "uid"]
 
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 IMPLEMENTATION = "2.25.203410337812284907162953281640733259077"  # ctsr's own, the same for ever
@@ -78,16 +79,20 @@ _IN_ENHANCED = {  # classic integer strings that multi-frame objects hold as bin
 # what pydicom raises on bytes that are no such value, on sequences that end too early, and on private tags
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, NotImplementedError, EOFError, OSError)
 _AGE = re.compile(r"\d{3}[DWMY]")
-_TEXTS = {
-    "PN",
-    "LO",
-    "SH",
-    "ST",
-    "LT",
-    "UC",
-    "UT",
-    None,
-}  # in a character set; None: of implicit VR, or unknown
+
+
+def uid(seed: bytes, part: str) -> str:
+    """A UID below 2.25 from a digest, always of 44 characters, so that any takes the place of another.
+
+    A UUID of version 8 (RFC 9562: of the maker's own rule) whose highest bit is set: 39 decimal digits.
+    """
+    number = int.from_bytes(hashlib.sha256(seed + part.encode()).digest()[:16])
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return f"2.25.{number | 1 << 127}"
+
+
+ANY_SERIES, ANY_IMAGE = uid(b"placeholder", "series"), uid(b"placeholder", "image")
 
 
 def headers(
@@ -97,39 +102,28 @@ def headers(
     record: Mapping[str, Any],
     *,
     padding_value: int | None,
-    series_number: int | None,
-    uids: tuple[str, str],
-    new_uid: Callable[[str], str],
-    content_time: datetime.datetime | None,
+    seed: bytes,
+    now: datetime.datetime | None,
 ) -> tuple[list[bytes], list[str]]:
     """The file of each slice of one derived series up to its pixels, and what a user should know of it.
 
     grid: (4, 4) index (column, row, slice) → LPS mm, orthogonal. shape: columns, rows, slices. record: how the pixels
-    came about. uids: of the series and of the slice, as every header has them until the true ones are known.
+    came about. seed: of UIDs that the source lacks; for those of series and image `ANY_…` stand. now: ContentDate.
     InputError where the source has what can't be written.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import UID
 
     sources = [_in_a_character_set(s.header) for s in like.slices]
-    series, warnings = _series(like, sources, grid, record, new_uid)
-    series.SeriesInstanceUID, series.SOPInstanceUID = uids
-    if series_number is not None:
-        series.SeriesNumber = series_number
+    series, warnings = _series(like, sources, grid, record, seed)
     if padding_value is not None:
         series.add_new("PixelPaddingValue", "SS", padding_value)  # by name pydicom could not tell US from SS
     columns, rows, n = shape
     series.Columns, series.Rows = columns, rows
-    series.file_meta = FileMetaDataset()
-    series.file_meta.MediaStorageSOPClassUID, series.file_meta.MediaStorageSOPInstanceUID = (
-        UID(_CT_IMAGE),
-        UID(uids[1]),
-    )
-    series.file_meta.TransferSyntaxUID, series.file_meta.ImplementationClassUID = (
-        UID(EXPLICIT),
-        UID(IMPLEMENTATION),
-    )
-    series.file_meta.ImplementationVersionName = f"CTSR_{record['ctsr_version'].replace('.', '_')}"[:16]
+    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 2 * columns * rows)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = _CT_IMAGE, ANY_IMAGE  # type: ignore[assignment]
+    meta.TransferSyntaxUID, meta.ImplementationClassUID = EXPLICIT, IMPLEMENTATION  # type: ignore[assignment]
+    meta.ImplementationVersionName = f"CTSR_{record['ctsr_version'].replace('.', '_')}"[:16]
 
     step = np.linalg.norm(grid[:3, 2])
     at = np.array([s.position @ grid[:3, 2] for s in like.slices]) / step
@@ -137,7 +131,7 @@ def headers(
     for k in range(n):
         out = Dataset()
         out.update(series)
-        out.file_meta = series.file_meta
+        out.file_meta = meta
         position = grid[:3, 3] + k * grid[:3, 2]
         along = float(position @ grid[:3, 2] / step)
         near = np.argsort(np.abs(at - along), kind="stable")
@@ -147,17 +141,12 @@ def headers(
         if len(centres) == len(widths) and all(w is not None and w >= 1 for w in widths):
             _copy(out, _WINDOW, nearest)
         _refer(out, like, sources, sorted(near[: 2 * _SUPPORT].tolist()))
-        if content_time is not None:
-            out.ContentDate, out.ContentTime = (
-                content_time.strftime("%Y%m%d"),
-                content_time.strftime("%H%M%S"),
-            )
+        if now is not None:
+            out.ContentDate, out.ContentTime = now.strftime("%Y%m%d %H%M%S").split()
         out.InstanceNumber = k + 1
         out.ImagePositionPatient, out.SliceLocation = _decimals(position), _decimals([along])[0]
         _fill(out, _AT_LEAST_EMPTY)
-        made.append(
-            _encoded(out, like.name) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 2 * columns * rows)
-        )
+        made.append(_encoded(out, like.name) + pixels)
     return made, warnings
 
 
@@ -174,30 +163,25 @@ def _encoded(out: Dataset, name: str) -> bytes:
 
 
 def _series(
-    like: Stack,
-    sources: Sequence[Dataset],
-    grid: np.ndarray,
-    record: Mapping[str, Any],
-    new_uid: Callable[[str], str],
+    like: Stack, sources: Sequence[Dataset], grid: np.ndarray, record: Mapping[str, Any], seed: bytes
 ) -> tuple[Dataset, list[str]]:
     """What is the same in every slice, and warnings."""
-    from pydicom.dataset import Dataset
-
     first, spacing = sources[0], np.linalg.norm(grid[:3, :3], axis=0)
-    out, warnings = Dataset(), []
-    _copy(out, _SERIES, first)
-    _copy(
-        out,
-        " ".join(k for k in _COMMON.split() if all(_value(s, k) == _value(first, k) for s in sources)),
-        first,
+    out, warnings = (
+        _dataset(SOPClassUID=_CT_IMAGE, SeriesInstanceUID=ANY_SERIES, SOPInstanceUID=ANY_IMAGE),
+        [],
     )
+    _copy(out, _SERIES, first)
+    for keyword in _COMMON.split():
+        if all(_value(s, keyword) == _value(first, keyword) for s in sources):
+            _copy(out, keyword, first)
     if _find(first, "PatientIdentityRemoved") and any(_find(first, k) for k in _DEIDENTIFIED.split()):
         _copy(out, f"PatientIdentityRemoved {_DEIDENTIFIED}", first)
     if any(_value(s, "BurnedInAnnotation") == "YES" for s in sources):
         out.BurnedInAnnotation = "YES"
     for keyword, what in (("StudyInstanceUID", "study"), ("FrameOfReferenceUID", "frame of reference")):
         if keyword not in out:
-            setattr(out, keyword, new_uid(what))
+            setattr(out, keyword, uid(seed, what))
             warnings.append(f"the source names no {what}: a new one is written")
     if out.get("BodyPartExamined") in UNPAIRED.split():
         out.pop("Laterality", None)
@@ -213,12 +197,14 @@ def _series(
     elif all(_value(s, "LossyImageCompression") == "00" for s in sources):
         out.LossyImageCompression = "00"
 
-    out.SOPClassUID, out.Modality, out.ContentQualification = _CT_IMAGE, "CT", "RESEARCH"
+    out.Modality, out.ContentQualification = "CT", "RESEARCH"
     out.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
     out.SeriesNumber = min(int(_value(first, "SeriesNumber") or 0) + 1000, (1 << 31) - 1)
     name = f"{str(_value(first, 'SeriesDescription') or '')[:48]} SR {float(round(spacing[2], 3))}mm"
     out.SeriesDescription = name.strip()
-    out.update(_ctsr(record))
+    model, version = _ascii(record["model"], 64), record["ctsr_version"]
+    ours = _dataset(Manufacturer="ctsr", ManufacturerModelName=model, SoftwareVersions=version)
+    out.update(ours)
     if record.get("weights_sha256"):
         out.DeviceSerialNumber = record["weights_sha256"]  # 64 characters, as many as fit
     out.DerivationDescription = _description(record)
@@ -226,7 +212,7 @@ def _series(
     if record.get("tilt_removed_deg"):
         out.DerivationCodeSequence.append(_code("113072", "Multiplanar reformatting"))
         out.GantryDetectorTilt = 0
-    out.ContributingEquipmentSequence = _equipment(first, record)
+    out.ContributingEquipmentSequence = _equipment(first, ours)
 
     out.SliceThickness, out.SpacingBetweenSlices = _decimals([record["SliceThickness"], spacing[2]])
     out.PixelSpacing = _decimals([spacing[1], spacing[0]])
@@ -241,11 +227,14 @@ def _description(record: Mapping[str, Any]) -> str:
     """One paragraph on how the pixels came about, at most 1024 ASCII characters."""
     weights = f"weights sha256 {record['weights_sha256']}" if record.get("weights_sha256") else "no weights"
     mean, most = record["consistency_residual_mean_hu"], record["consistency_residual_max_hu"]
-    residual = f" Thickened again they differ from the source by {mean:.3g} HU in the mean and {most:.3g} HU at most."
+    residual = ""
+    if mean is not None:
+        figures = f"{mean:.3g} HU in the mean and {most:.3g} HU at most"
+        residual = f" Thickened again they differ from the source by {figures}."
     text = (
         f"Thin slices computed from thick ones by ctsr {record['ctsr_version']}, model {record['model']}, {weights}, "
         f"factor {record['factor']:g}; source slices {record['input_slice_thickness_mm']:g} mm thick, "
-        f"{record['input_spacing_mm']:g} mm apart.{'' if mean is None else residual} "
+        f"{record['input_spacing_mm']:g} mm apart.{residual} "
         "Research use only, not for primary diagnosis."
     )
     return _ascii(text, 1024)
@@ -253,8 +242,6 @@ def _description(record: Mapping[str, Any]) -> str:
 
 def _refer(out: Dataset, like: Stack, sources: Sequence[Dataset], near: Iterable[int]) -> None:
     """Name the source images of a slice, if they have UIDs: an object once, with its frames."""
-    from pydicom.dataset import Dataset
-
     frames: dict[tuple[str, str], list[int]] = {}
     for i in near:
         kind, uid = (str(_value(sources[i], k) or "") for k in ("SOPClassUID", "SOPInstanceUID"))
@@ -262,50 +249,36 @@ def _refer(out: Dataset, like: Stack, sources: Sequence[Dataset], near: Iterable
         frames.setdefault((kind, uid), []).extend([] if frame is None else [frame + 1])
     if not like.series_uid or any(not uid for _, uid in frames):
         return
-    series, images, instances = Dataset(), [], []
+    purpose = _code("121322", "Source image for image processing operation")
+    images, instances = [], []
     for (kind, uid), numbers in frames.items():
-        image, instance = Dataset(), Dataset()
-        for each in (image, instance):
-            each.ReferencedSOPClassUID, each.ReferencedSOPInstanceUID = kind, uid
+        reference = {"ReferencedSOPClassUID": kind, "ReferencedSOPInstanceUID": uid}
+        instances.append(_dataset(**reference))
+        images.append(_dataset(**reference, PurposeOfReferenceCodeSequence=[purpose]))
         if numbers:
-            image.ReferencedFrameNumber = sorted(numbers)
-        purpose = _code("121322", "Source image for image processing operation")
-        image.PurposeOfReferenceCodeSequence = [purpose]
-        images.append(image)
-        instances.append(instance)
-    series.SeriesInstanceUID, series.ReferencedInstanceSequence = like.series_uid, instances
+            images[-1].ReferencedFrameNumber = sorted(numbers)
+    series = _dataset(SeriesInstanceUID=like.series_uid, ReferencedInstanceSequence=instances)
     out.SourceImageSequence, out.ReferencedSeriesSequence = images, [series]
 
 
-def _equipment(first: Dataset, record: Mapping[str, Any]) -> list[Dataset]:
+def _equipment(first: Dataset, ours: Dataset) -> list[Dataset]:
     """The source's own list, its scanner if that is not in it, and ctsr."""
-    from pydicom.dataset import Dataset
-
-    held, scanner, ours = Dataset(), Dataset(), _ctsr(record)
+    held = _dataset()
     _copy(held, "ContributingEquipmentSequence", first)
     found = list(held.get("ContributingEquipmentSequence", []))
     purposes = [c.get("CodeValue") for e in found for c in e.get("PurposeOfReferenceCodeSequence", [])]
     if "109101" not in purposes and _find(first, "Manufacturer"):
-        _copy(scanner, "Manufacturer ManufacturerModelName SoftwareVersions", first)
-        scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
-        found.append(scanner)
-    ours.ContributionDescription = "Thin slices computed from thick ones; research use only"
-    ours.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    return [*found, ours]
-
-
-def _ctsr(record: Mapping[str, Any]) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    out = Dataset()
-    out.Manufacturer, out.ManufacturerModelName = "ctsr", _ascii(record["model"], 64)
-    out.SoftwareVersions = record["ctsr_version"]
-    return out
+        found.append(_dataset(PurposeOfReferenceCodeSequence=[_code("109101", "Acquisition Equipment")]))
+        _copy(found[-1], "Manufacturer ManufacturerModelName SoftwareVersions", first)
+    purpose = [_code("109102", "Processing Equipment")]
+    told = "Thin slices computed from thick ones; research use only"
+    found.append(_dataset(ContributionDescription=told, PurposeOfReferenceCodeSequence=purpose))
+    found[-1].update(ours)
+    return found
 
 
 def _in_a_character_set(header: Dataset) -> Dataset:
     """The header; where it names no character set and uses one, with the one that its bytes are in."""
-    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
     copied = f"{_SERIES} {_NEAREST} SeriesDescription Manufacturer ManufacturerModelName".split()
@@ -313,13 +286,13 @@ def _in_a_character_set(header: Dataset) -> Dataset:
     text = b"".join(e.value for e in held if e is not None and isinstance(e.value, bytes))
     if "SpecificCharacterSet" in header or text.isascii():
         return header
+    named = Dataset(dict(header.items()))
     try:
         text.decode()
-        name = "ISO_IR 192"
+        named.SpecificCharacterSet = "ISO_IR 192"
     except UnicodeDecodeError:
-        name = "ISO_IR 100"
-    named = DataElement("SpecificCharacterSet", "CS", name)
-    return Dataset({**dict(header.items()), named.tag: named})
+        named.SpecificCharacterSet = "ISO_IR 100"
+    return named
 
 
 def _copy(out: Dataset, keywords: str, source: Dataset) -> None:
@@ -387,13 +360,18 @@ def _fill(out: Dataset, keywords: str) -> None:
             setattr(out, keyword, None)
 
 
-def _code(value: str, meaning: str) -> Dataset:
-    """A code of DICOM's own terminology, PS3.16."""
+def _dataset(**values: Any) -> Dataset:
     from pydicom.dataset import Dataset
 
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
+    out = Dataset()
+    for keyword, value in values.items():
+        setattr(out, keyword, value)
+    return out
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    """A code of DICOM's own terminology, PS3.16."""
+    return _dataset(CodeValue=value, CodingSchemeDesignator="DCM", CodeMeaning=meaning)
 
 
 def _decimals(values: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from ctsr.core.geometry import corners
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, ResourceError, UsageError
 from ctsr.io.atomic import OutputFile, PathLike, atomic_folder, check_folder, output_error
-from ctsr.io.dicom.derived import IMPLEMENTATION, headers
+from ctsr.io.dicom.derived import ANY_IMAGE, ANY_SERIES, IMPLEMENTATION, headers, uid
 from ctsr.io.dicom.elements import quiet
 from ctsr.io.dicom.records import Stack
 from ctsr.io.provenance import write_record
@@ -36,7 +36,7 @@ RECORD = "ctsr.json"
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _DIRECTION, _SPACING = 1e-4, 1e-3  # largest difference: of direction cosines; of pixel spacings, relative
 _ON_GRID = 1e-3  # mm
-_OURS = re.compile(r"IM\d{6}\.dcm|" + re.escape(RECORD))
+_OURS = re.compile(r"IM\d{6}\.dcm")
 
 
 def check_series(folder: PathLike, *, overwrite: bool, like: Stack) -> None:
@@ -62,7 +62,6 @@ def write_series(
     overwrite: bool,
     record: Mapping[str, Any],
     random_uids: bool = False,
-    series_number: int | None = None,
 ) -> list[str]:
     """Write a volume as CT images IM000001.dcm … with `ctsr.json` beside them; returns what should be known of it.
 
@@ -70,8 +69,7 @@ def write_series(
     rounded half to even and limited to int16, nothing else.
     like: the series that lends patient, study, frame of reference and technique.
     affine: (4, 4), index (column, row, slice) → RAS+ mm, slices rising along row × column direction.
-    shape: columns, rows, slices. series_number: None: the source's + 1000.
-    padding_value: HU of padding in the volume, None where it has none.
+    shape: columns, rows, slices. padding_value: HU of padding in the volume, None where it has none.
     record: how the pixels came about, as `upsample` tells it, nothing of a patient; the series says it, and it is
     written to ctsr.json. It is read once the slabs are through, so it may be filled meanwhile.
     random_uids: new UIDs and the present as ContentDate at every call.
@@ -88,16 +86,9 @@ def write_series(
         named = "\n".join((like.study_uid, like.series_uid, like.patient_id)).encode()
         source = hashlib.sha256(b"".join([named, *digests])).digest()
         with quiet():
+            now = datetime.datetime.now() if random_uids else None
             made, warnings = headers(
-                like,
-                grid,
-                shape,
-                record,
-                padding_value=padding_value,
-                series_number=series_number,
-                uids=(_ANY_SERIES, _ANY_IMAGE),
-                new_uid=lambda what: _uid(source, what),
-                content_time=datetime.datetime.now() if random_uids else None,
+                like, grid, shape, record, padding_value=padding_value, seed=source, now=now
             )
         whole = hashlib.sha256(json.dumps(record["request"], sort_keys=True).encode())
         for header, digest in zip(made, digests, strict=True):
@@ -105,16 +96,15 @@ def write_series(
         seed = secrets.token_bytes(32) if random_uids else whole.digest()
         size = 0
         for k, header in enumerate(made):
-            for placeholder, part in ((_ANY_SERIES, "series"), (_ANY_IMAGE, f"image {k}")):
-                header = header.replace(placeholder.encode(), _uid(seed, part).encode())
+            for placeholder, part in ((ANY_SERIES, "series"), (ANY_IMAGE, f"image {k}")):
+                header = header.replace(placeholder.encode(), uid(seed, part).encode())
             size += _finish(temporary, k, header, folder)
         with quiet():
             _verify(temporary, grid, digests, folder)
         sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
         complete = {**record, "output_pixels_sha256": sha256, "output_size_bytes": size}
-        beside = os.path.join(temporary, RECORD)
-        write_record(beside, complete, overwrite=False)
-        os.chmod(beside, 0o600)
+        write_record(os.path.join(temporary, RECORD), complete, overwrite=False)
+        os.chmod(os.path.join(temporary, RECORD), 0o600)
     return warnings
 
 
@@ -151,20 +141,6 @@ def check_like(volume: Volume, stack: Stack) -> Volume:
     if apart > 0:
         raise GeometryError(f"it lies {apart:.4g} mm outside the box of the series", hint=hint)
     return replace(volume, data=data, affine=volume.affine @ undo, slice_axis=2)
-
-
-def _uid(seed: bytes, part: str) -> str:
-    """A UID below 2.25 from a digest, always of 44 characters, so that any takes the place of another.
-
-    A UUID of version 8 (RFC 9562: of the maker's own rule) whose highest bit is set: 39 decimal digits.
-    """
-    number = int.from_bytes(hashlib.sha256(seed + part.encode()).digest()[:16])
-    number = number & ~(0xF << 76) | 0x8 << 76
-    number = number & ~(0x3 << 62) | 0x2 << 62
-    return f"2.25.{number | 1 << 127}"
-
-
-_ANY_SERIES, _ANY_IMAGE = (_uid(b"placeholder", part) for part in ("series", "image"))
 
 
 def _check_grid(grid: np.ndarray) -> None:
@@ -230,36 +206,34 @@ def _verify(temporary: str, grid: np.ndarray, digests: list[bytes], folder: Path
     """Read every file back: its pixels, its position on the grid, its own UID. ResourceError where one is not so."""
     import pydicom
 
-    uids = set()
+    uids: set[str] = set()
     for k, digest in enumerate(digests):
         name = f"IM{k + 1:06d}.dcm"
         found = pydicom.dcmread(io.BytesIO(Path(temporary, name).read_bytes()))
-        position, orientation = found.ImagePositionPatient, np.array(found.ImageOrientationPatient, float)
-        expected = grid[:3, 3] + k * grid[:3, 2]
-        r, c = orientation.reshape(2, 3) * np.array(found.PixelSpacing, float)[::-1, None]
-        extent = max(found.Rows, found.Columns)
+        position = np.array(found.ImagePositionPatient, float)
+        directions = np.array(found.ImageOrientationPatient, float).reshape(2, 3).T
+        off = directions * np.array(found.PixelSpacing, float)[::-1] - grid[:3, :2]
+        too_long = any(len(str(p)) > 16 for p in found.ImagePositionPatient)
         faults = {
             "pixels": hashlib.sha256(found.PixelData).digest() != digest,
-            "position": np.abs(np.array(position, float) - expected).max() > _ON_GRID
-            or max(len(str(p)) for p in position) > 16,
-            "orientation": max(np.abs(r - grid[:3, 0]).max(), np.abs(c - grid[:3, 1]).max()) * extent
-            > _ON_GRID,
+            "position": too_long or np.abs(position - grid[:3, 3] - k * grid[:3, 2]).max() > _ON_GRID,
+            "orientation": np.abs(off).max() * max(found.Rows, found.Columns) > _ON_GRID,
             "UID": found.SOPInstanceUID in uids,
         }
         uids.add(found.SOPInstanceUID)
-        if any(faults.values()):
-            wrong = ", ".join(what for what, is_wrong in faults.items() if is_wrong)
-            raise ResourceError(f"{name} does not read back as it was written: {wrong}", path=folder)
+        if wrong := [what for what, is_wrong in faults.items() if is_wrong]:
+            reason = f"{name} does not read back as it was written: {', '.join(wrong)}"
+            raise ResourceError(reason, path=folder)
 
 
 def _is_ours(folder: str) -> bool:
     """Whether a folder holds a series that ctsr wrote and nothing else."""
     names = os.listdir(folder)
-    if RECORD not in names or not all(map(_OURS.fullmatch, names)):
-        return False
-    for name in names:
-        if name != RECORD:
-            with open(os.path.join(folder, name), "rb") as file:
-                if IMPLEMENTATION.encode() not in file.read(512):
-                    return False
-    return True
+
+    def is_ours(name: str) -> bool:
+        with open(os.path.join(folder, name), "rb") as file:
+            return IMPLEMENTATION.encode() in file.read(512)
+
+    return RECORD in names and all(
+        name == RECORD or (_OURS.fullmatch(name) and is_ours(name)) for name in names
+    )
