@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import interpolation_matrix
+from ctsr.train.loop import Heed
 
 __all__ = ["BaselineTask"]
 
@@ -101,7 +102,7 @@ class BaselineTask:
             result = batch["inverse"] + _along_z(batch["null"], residual.float())
             return _distance(result / 100, batch["truth"] / 100)
 
-    def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
+    def validate(self, model: nn.Module, heed: Heed) -> dict[str, float]:
         """Doubling at t/s = 1 over the validation set: mean PSNR, what it gains, RMS of the residual.
 
         gain_db is over cubic, added_db over `inverse`, which the network stands on; all on the same voxels.
@@ -111,8 +112,7 @@ class BaselineTask:
             truth, thick, start, null = _doubled(case.volume)
             pieces = []
             for piece in model.stream(thick, start, 1.0, chunk=16):  # type: ignore[operator]
-                if stop() is not None:
-                    return None
+                heed()
                 pieces.append(piece)
             change = apply_along_z(null, np.concatenate(pieces))
             scores.append(psnr(start + change, truth, case.body, peak=PEAK))

@@ -31,6 +31,7 @@ from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.projection import projection_matrix, projector
 from ctsr.physics.zmatrix import interpolation_matrix
+from ctsr.train.loop import Heed
 
 __all__ = ["Change", "DiffusionTask", "Regression", "residual_rms", "validated_pairs"]
 
@@ -55,7 +56,7 @@ class Regression(Schedule):
 
 
 class _Patches(Dataset[dict[str, Any]]):
-    """Patches under noise; the one of an index is a function of (seed, index)."""
+    """Patches of latent voxels (D, H, W) under noise; the one of an index is a function of (seed, index)."""
 
     def __init__(
         self,
@@ -107,13 +108,20 @@ class _Case:
         self.db = [psnr(x, truth, self.body, peak=PEAK) for x in (cubic, start)]
         self.missing = (truth - start)[self.body].astype(np.float64)
 
-    def details(self, changes: np.ndarray) -> np.ndarray:
-        """(K, voxels of the body) float64, HU: what each sample adds to stage one through the projection."""
-        return np.stack([apply_along_z(self.null, c)[self.body].astype(np.float64) for c in changes])
+    def moments(self, changes: np.ndarray, counts: Sequence[int]) -> list[list[float]]:
+        """For each k of counts, means over the body of e², e·m, m², (e − m)² and the variance of k samples.
 
-
-class _Stopped(Exception):
-    """A signal came while a volume was sampled."""
+        e: what stage one lacks; m: the mean of what k samples add to it through the projection. For k = 1 each sample
+        counts, not the first alone.
+        """
+        e = self.missing
+        details = np.stack([apply_along_z(self.null, c)[self.body].astype(np.float64) for c in changes])
+        found = []
+        for k in counts:
+            m = details if k == 1 else details[:k].mean(axis=0, keepdims=True)
+            variance = details[:k].var(axis=0, ddof=1) if k > 1 else np.zeros(1)
+            found.append([float(p.mean()) for p in (e * e, m * e, m * m, (e - m) ** 2, variance)])
+        return found
 
 
 class DiffusionTask:
@@ -164,28 +172,19 @@ class DiffusionTask:
         with torch.autocast(made.device.type, enabled=False):
             return self._size(made.float() - batch["r"])
 
-    def validate(self, model: nn.Module, stop: Callable[[], int | None]) -> dict[str, float] | None:
+    def validate(self, model: nn.Module, heed: Heed) -> dict[str, float]:
         """PSNR of stage one + gain · mean detail, beside cubic and stage one on the same voxels; gain and spread.
 
         gain_db is over cubic, added_db over stage one. denoising_error: of r̂ over that of predicting no residual, a
         mean over noise levels.
         """
         assert isinstance(model, ControlledUNet)
-
-        def heed(share: float) -> None:
-            if stop() is not None:
-                raise _Stopped
-
         most = self.sampling["samples"]
         counts = sorted({1 << i for i in range(most.bit_length())} | {most})
         errors, moments = [], []
         for number, case in enumerate(self.cases):
-            try:
-                changes = self.change(case.stage_one, model, grid=case.grid, rho=case.rho, progress=heed)
-            except _Stopped:
-                return None
-            details = case.details(changes)
-            moments.append([_moments(case.missing, details, k) for k in counts])
+            changes = self.change(case.stage_one, model, grid=case.grid, rho=case.rho, progress=heed)
+            moments.append(case.moments(changes, counts))
             errors.append(self._denoising_error(model, case, number))
         of = np.array(moments)  # (cases, counts, 5)
         fitted: dict[str, float] = {}
@@ -227,9 +226,8 @@ class DiffusionTask:
 def residual_rms(pairs: Sequence[LatentPair]) -> np.ndarray:
     """σ_r: root mean square of the residual over all pairs, by channel, (C,) float64."""
     weights = [math.prod(p.shape) for p in pairs]
-    rms = np.sqrt(np.average([p.record.mean_square for p in pairs], axis=0, weights=weights))
-    floored: np.ndarray = np.maximum(rms, SMALLEST)
-    return floored
+    mean_square = np.average([p.record.mean_square for p in pairs], axis=0, weights=weights)
+    return np.maximum(np.sqrt(mean_square), SMALLEST)  # type: ignore[no-any-return]
 
 
 def validated_pairs(pairs: Sequence[LatentPair]) -> list[LatentPair]:
@@ -252,17 +250,6 @@ def _conditions(pair: LatentPair, start: int, depth: int) -> dict[str, Tensor]:
         "rho": torch.tensor(record.rho, dtype=torch.float32),
         "maps": slice_maps(record.grid, record.strides[0])[:, start : start + depth],
     }
-
-
-def _moments(missing: np.ndarray, details: np.ndarray, k: int) -> list[float]:
-    """Means over the body of e², e·m, m², (e − m)² and the variance of the samples; e: what is missing, m: k's mean.
-
-    For k = 1 each sample counts, not the first alone.
-    """
-    means = details if k == 1 else details[:k].mean(axis=0, keepdims=True)
-    variance = float(details[:k].var(axis=0, ddof=1).mean()) if k > 1 else 0.0
-    products = (missing * missing, means * missing, means * means, (missing - means) ** 2)
-    return [*(float(p.mean()) for p in products), variance]
 
 
 def _psnr(moments: np.ndarray, gain: float) -> float:

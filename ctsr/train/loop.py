@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,18 @@ from ctsr.io.atomic import write_text
 from ctsr.train import checkpoint
 from ctsr.train.checkpoint import Progress
 
-__all__ = ["LoopConfig", "Outcome", "Report", "Task", "is_idle", "processes", "train"]
+__all__ = [
+    "Heed",
+    "LoopConfig",
+    "Outcome",
+    "Report",
+    "Stopped",
+    "Task",
+    "heeding",
+    "is_idle",
+    "processes",
+    "train",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,25 @@ class LoopConfig:
 KEPT = {"warmup_steps", "weight_decay", "ema_decay", "seed", "use_amp"}
 WORKER_TIMEOUT_SECONDS = 300.0  # a batch takes a second or two; a worker that hangs says nothing
 Stop = Callable[[], int | None]
+Heed = Callable[..., None]
 IDLE_RESIDUAL_HU, IDLE_GAIN_DB = 0.1, 0.01
+
+
+class Stopped(Exception):
+    """A signal asks for an orderly end; `signum` names it."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def heeding(stop: Stop) -> Heed:
+    """What raises Stopped as soon as `stop` names a signal: a report of progress, or called without a word."""
+
+    def heed(*done: object) -> None:
+        if (signum := stop()) is not None:
+            raise Stopped(signum)
+
+    return heed
 
 
 class Task(Protocol):
@@ -69,8 +98,8 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The mean loss of a batch."""
 
-    def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
-        """Metrics on the validation set; None as soon as `stop()` names a signal.
+    def validate(self, model: nn.Module, heed: Heed) -> dict[str, float]:
+        """Metrics on the validation set; `heed` is called often, and ends it by an exception where a signal has come.
 
         `psnr_4095_db` chooses the best; `residual_rms_hu` and `added_db` are watched where they are given.
         """
@@ -258,8 +287,9 @@ class _Run:
             raw = {name: t.clone() for name, t in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema)
             self.model.eval()
-            with torch.inference_mode():
-                metrics = self.task.validate(self.model, self.stop)
+            metrics = None
+            with torch.inference_mode(), suppress(Stopped):
+                metrics = self.task.validate(self.model, heeding(self.stop))
             self.model.load_state_dict(raw)
             if metrics is not None:
                 self._take(metrics)

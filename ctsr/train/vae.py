@@ -19,12 +19,12 @@ from ctsr.errors import InputError
 from ctsr.metrics.fidelity import PEAK, Difference, difference, psnr
 from ctsr.metrics.masks import Regions
 from ctsr.models.vae import CtVae, kl
+from ctsr.train.loop import Heed
 
 __all__ = ["BlockTransform", "RoundTrip", "VaeLoss", "VaeTask", "usual_kl_weight"]
 
-Stop = Callable[[], int | None]
-RoundTrip = Callable[[CtVae, np.ndarray, Stop], np.ndarray | None]
-"""What the network makes of a scan (D, H, W) in HU through its posterior means; None where `stop` named a signal."""
+RoundTrip = Callable[[CtVae, np.ndarray, Heed], np.ndarray]
+"""What the network makes of a scan (D, H, W) in HU through its posterior means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +84,17 @@ class BlockTransform:
             yield blocks.reshape(-1, a * b * c)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Case:
     """A validation scan, where it is measured, and what the linear transform makes of it."""
 
-    volume: TrainVolume
-    masks: Mapping[str, np.ndarray]
-    linear_db: float
-
-    @classmethod
-    def of(cls, volume: TrainVolume, linear: BlockTransform) -> _Case:
+    def __init__(self, volume: TrainVolume, linear: BlockTransform) -> None:
         try:
             regions = Regions.of(volume.hu)
         except InputError as exc:
             raise InputError(exc.reason, path=volume.name, hint="nothing to validate on in it") from exc
         bands = {name: mask for name, mask in regions.bands.items() if mask.any()}
-        linear_db = psnr(linear.round_trip(volume.hu), volume.hu, regions.body, peak=PEAK)
-        return cls(volume, {"body": regions.body} | bands, linear_db)
+        self.volume, self.masks = volume, {"body": regions.body} | bands
+        self.linear_db = psnr(linear.round_trip(volume.hu), volume.hu, regions.body, peak=PEAK)
 
 
 class _Patches(Dataset[dict[str, Any]]):
@@ -150,7 +144,7 @@ class VaeTask:
             PairSource(train, recipe, seed=seed), latent, restored_share
         )
         linear = BlockTransform((v.hu for v in train), model.strides, model.latent_channels)
-        self.cases = [_Case.of(volume, linear) for volume in val]
+        self.cases = [_Case(volume, linear) for volume in val]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Of a sample of the posterior, decoded."""
@@ -162,7 +156,7 @@ class VaeTask:
             loss = loss + w.bias * F.avg_pool3d(error, w.block).abs().mean()
             return loss + w.kl * kl(mean.float(), logvar.float()).mean()
 
-    def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
+    def validate(self, model: nn.Module, heed: Heed) -> dict[str, float]:
         """Round trips of whole scans through the posterior means: PSNR in the body, MAE and bias a band.
 
         gain_db is over the linear transform of the same size, on the same voxels. A mean over the scans; of a band,
@@ -172,9 +166,7 @@ class VaeTask:
         found: dict[str, list[Difference]] = {}
         for case in self.cases:
             hu = case.volume.hu.astype(np.float32)
-            back = self.round_trip(model, hu, stop)
-            if back is None:
-                return None
+            back = self.round_trip(model, hu, heed)
             for name, mask in case.masks.items():
                 found.setdefault(name, []).append(difference(back, hu, mask))
         ours = float(np.mean([d.psnr(PEAK) for d in found["body"]]))

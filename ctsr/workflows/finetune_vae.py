@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from ctsr.models import zoo
 from ctsr.models.kl_layout import load_kl
 from ctsr.models.vae import CtVae, VaeConfig
 from ctsr.train.checkpoint import locked
-from ctsr.train.loop import train
+from ctsr.train.loop import Heed, Stopped, heeding, train
 from ctsr.train.vae import VaeLoss, VaeTask, usual_kl_weight
 from ctsr.weights.registry import read_weights
 from ctsr.workflows import training as t
@@ -28,7 +28,6 @@ __all__ = ["finetune_vae"]
 
 SMALLEST_STD = 1e-6  # of a channel that says nothing
 
-Stop = Callable[[], int | None]
 
 
 def finetune_vae(request: FinetuneVae, *, report: t.Report, stopping: t.Stopping = t.never) -> t.Result:
@@ -56,8 +55,8 @@ def finetune_vae(request: FinetuneVae, *, report: t.Report, stopping: t.Stopping
         if not t.is_first() or outcome.stopped_by is not None:
             return t.Result(outcome)
         try:
-            _keep_latent_scale(request, [v.hu for v in train_set], loop.device, report, stop)
-        except _Stopped as exc:
+            _keep_latent_scale(request, [v.hu for v in train_set], loop.device, report, heeding(stop))
+        except Stopped as exc:
             return t.Result(replace(outcome, stopped_by=exc.signum))
     best = request.folder / "best.safetensors"  # none where a run was cut short before a validation
     return t.Result(outcome, t.load_vae(str(best))[1].card["metrics"] if best.exists() else {})
@@ -82,16 +81,12 @@ def _starting_model(request: FinetuneVae, report: t.Report) -> tuple[CtVae, tupl
     return start.model, (name, hashlib.sha256(data).hexdigest())
 
 
-def _round_trip(model: CtVae, hu: np.ndarray, stop: Stop) -> np.ndarray | None:
-    check = _raising(stop)
-    try:
-        return decode_tiled(model, encode_tiled(model, hu, progress=check), hu.shape, progress=check)
-    except _Stopped:
-        return None
+def _round_trip(model: CtVae, hu: np.ndarray, heed: Heed) -> np.ndarray:
+    return decode_tiled(model, encode_tiled(model, hu, progress=heed), hu.shape, progress=heed)
 
 
 def _keep_latent_scale(
-    request: FinetuneVae, scans: Sequence[np.ndarray], device: str, report: t.Report, stop: Stop
+    request: FinetuneVae, scans: Sequence[np.ndarray], device: str, report: t.Report, heed: Heed
 ) -> None:
     """Measure the latents of `scans` and write mean and deviation into `best` and `last`, once a run."""
     with locked(request.folder):
@@ -102,7 +97,7 @@ def _keep_latent_scale(
             if "latents" in file.card:
                 continue
             report.note(f"{path.name}: measuring the latents of {len(scans)} scans")
-            scale = _latent_scale(t.load_vae(str(path))[0].to(device), scans, stop)
+            scale = _latent_scale(t.load_vae(str(path))[0].to(device), scans, heed)
             data = zoo.pack(
                 file.kind, file.config, file.tensors | scale, card=file.card | {"latents": {"scans": len(scans)}},
                 training=file.training | {f"raw/{name}": x.clone() for name, x in scale.items()},
@@ -110,31 +105,16 @@ def _keep_latent_scale(
             write_bytes(path, data, overwrite=True)
 
 
-def _latent_scale(model: CtVae, scans: Sequence[np.ndarray], stop: Stop) -> dict[str, Tensor]:
+def _latent_scale(model: CtVae, scans: Sequence[np.ndarray], heed: Heed) -> dict[str, Tensor]:
     """Mean and standard deviation of each latent channel over all voxels of all scans; sums in float64."""
     model.latent_mean.zero_()
     model.latent_std.fill_(1)
     n, total, squares = 0, torch.zeros(()), torch.zeros(())
     for hu in scans:
-        z = encode_tiled(model, hu, progress=_raising(stop)).cpu().flatten(1)
+        z = encode_tiled(model, hu, progress=heed).cpu().flatten(1)
         n += z.shape[1]
         total = total + z.sum(dim=1, dtype=torch.float64)
         squares = squares + torch.stack([c.double().square().sum() for c in z])  # a channel at a time: memory
     mean = total / n
     std = (squares / n - mean**2).clamp(min=SMALLEST_STD**2).sqrt()
     return {"latent_mean": mean.float(), "latent_std": std.float()}
-
-
-class _Stopped(Exception):
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-
-
-def _raising(stop: Stop) -> Callable[[float], None]:
-    """A report of progress that ends the work when a signal has come."""
-
-    def check(share: float) -> None:
-        if (signum := stop()) is not None:
-            raise _Stopped(signum)
-
-    return check

@@ -57,7 +57,7 @@ def main() -> None:
     for name, network in networks.items():
         task = BaselineTask(network, val, val, recipe=PairRecipe(), seed=0, card={})
         with torch.inference_mode():
-            found = task.validate(network, lambda: None)
+            found = task.validate(network, lambda *done: None)
         assert found is not None
         rows.append(
             {

@@ -16,6 +16,7 @@ from ctsr.metrics.masks import body_mask
 from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.train import baseline
+from ctsr.train.loop import Stopped, heeding
 from tests.train import tiny
 
 
@@ -68,7 +69,7 @@ def test_what_the_measurement_determines_costs_nothing(task):
 def test_validation_scores_beside_cubic_and_inverse_on_the_same_voxels(task):
     """Against a plain computation: SciPy's spline for cubic, the mask of the truth for all."""
     truth = tiny.body(3).astype(np.float32)
-    found = task.validate(_Adds(0.0), lambda: None)
+    found = task.validate(_Adds(0.0), lambda *done: None)
     A = grid_operator(baseline.ZGrid(8, 2.0), SliceProfile(), spacing=2.0, thickness=2.0)
     thick = apply_along_z(A, truth)
     at = np.clip((np.arange(16) + 0.5) / 2 - 0.5, 0, 7)
@@ -84,7 +85,7 @@ def test_validation_scores_beside_cubic_and_inverse_on_the_same_voxels(task):
 
 def test_a_better_network_scores_better(task):
     truth = torch.from_numpy(tiny.body(3).astype(np.float32))[None, None]
-    found = task.validate(_Adds(truth / 10), lambda: None)
+    found = task.validate(_Adds(truth / 10), lambda *done: None)
     assert found["residual_rms_hu"] > 0.1
     assert found["added_db"] > 0.1
 
@@ -92,16 +93,17 @@ def test_a_better_network_scores_better(task):
 def test_an_odd_number_of_slices_is_validated_without_the_last(task):
     odd = replace(tiny.volume(3), hu=np.concatenate([tiny.body(3), tiny.body(3)[:1]]))
     other = baseline.BaselineTask(task.model, [tiny.volume(1)], [odd], recipe=tiny.RECIPE, seed=0, card={})
-    assert other.validate(_Adds(0.0), lambda: None) == task.validate(_Adds(0.0), lambda: None)
+    assert other.validate(_Adds(0.0), lambda *done: None) == task.validate(_Adds(0.0), lambda *done: None)
 
 
 def test_a_long_scan_is_validated_in_chunks(task):
     long = replace(tiny.volume(3), hu=np.concatenate([tiny.body(i) for i in range(5)]))
     other = baseline.BaselineTask(task.model, [tiny.volume(1)], [long], recipe=tiny.RECIPE, seed=0, card={})
     asked = []
-    assert other.validate(_Adds(0.0), lambda: asked.append(1)) is not None
+    other.validate(_Adds(0.0), lambda: asked.append(1))
     assert len(asked) == 3  # 40 thick slices: 16, 16 and 8
-    assert other.validate(_Adds(0.0), lambda: 15) is None
+    with pytest.raises(Stopped):
+        other.validate(_Adds(0.0), heeding(lambda: 15))
 
 
 @pytest.mark.parametrize(("hu", "words"), [(-1000, "nothing to validate on"), (40, "cubic rebuilds it")])

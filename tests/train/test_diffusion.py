@@ -17,6 +17,7 @@ from ctsr.models.control import ControlledUNet
 from ctsr.models.latent_unet import LatentUNetConfig
 from ctsr.physics.operator import apply_along_z
 from ctsr.train.diffusion import DiffusionTask, Regression, residual_rms, validated_pairs
+from ctsr.train.loop import Stopped, heeding
 from tests.train import latents
 
 SAMPLING = {"sampler": "multistep", "num_steps": 3, "samples": 4}
@@ -55,9 +56,7 @@ def task(
 
 def validated(t: DiffusionTask) -> dict[str, float]:
     with torch.inference_mode():
-        found = t.validate(t.model, lambda: None)
-    assert found is not None
-    return found
+        return t.validate(t.model, lambda *done: None)
 
 
 def test_a_sample_is_a_function_of_seed_and_index(pairs):
@@ -214,7 +213,8 @@ def test_the_truth_itself_is_a_perfect_score(pairs):
 
 def test_a_signal_ends_a_validation(pairs):
     t = task(pairs, lambda x, network, progress, **_: progress(0.1))
-    assert t.validate(t.model, lambda: 15) is None
+    with pytest.raises(Stopped):
+        t.validate(t.model, heeding(lambda: 15))
 
 
 def test_eight_pairs_at_most_are_validated_scans_first_then_factors(pairs):

@@ -431,7 +431,7 @@ def test_validation_leaves_the_training_as_it_was(tmp_path):
     task = tiny.task()
     task.model.train()
     with torch.inference_mode():
-        task.validate(task.model, lambda: None)
+        task.validate(task.model, lambda *done: None)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

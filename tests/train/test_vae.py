@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from ctsr.errors import InputError
 from ctsr.metrics.fidelity import difference, psnr
 from ctsr.metrics.masks import Regions
 from ctsr.models.vae import CtVae, VaeConfig
-from ctsr.train.loop import is_idle
+from ctsr.train.loop import Heed, Stopped, heeding, is_idle
 from ctsr.train.vae import BlockTransform, VaeLoss, VaeTask, usual_kl_weight
 from tests.train import tiny
 
@@ -39,10 +38,9 @@ def network(seed: int = 0) -> CtVae:
         return CtVae(VaeConfig.preset("tiny"))
 
 
-def whole(model: CtVae, hu: np.ndarray, stop: Callable[[], int | None]) -> np.ndarray | None:
+def whole(model: CtVae, hu: np.ndarray, heed: Heed) -> np.ndarray:
     """A round trip without tiles."""
-    if stop() is not None:
-        return None
+    heed()
     x = torch.from_numpy(hu)[None, None] / model.config.hu_scale
     return model(x)[0][0, 0].detach().numpy() * model.config.hu_scale
 
@@ -142,8 +140,8 @@ def test_no_linear_transform_of_blocks_beats_the_one_learnt_from_them():
 
 
 def test_validation_is_the_round_trip_of_whole_scans_in_the_body_and_by_tissue():
-    task = make(round_trip=lambda model, hu, stop: hu + 3 - 2 * (hu > 0))
-    found = task.validate(task.model, lambda: None)
+    task = make(round_trip=lambda model, hu, heed: hu + 3 - 2 * (hu > 0))
+    found = task.validate(task.model, lambda *done: None)
     hu = scan(3).hu.astype(np.float32)
     back, regions = hu + 3 - 2 * (hu > 0), Regions.of(hu)
     assert found["psnr_4095_db"] == pytest.approx(psnr(back, hu, regions.body, peak=4095))
@@ -159,7 +157,8 @@ def test_validation_is_the_round_trip_of_whole_scans_in_the_body_and_by_tissue()
 
 
 def test_a_signal_ends_a_validation():
-    assert make().validate(network(), lambda: 15) is None
+    with pytest.raises(Stopped):
+        make().validate(network(), heeding(lambda: 15))
 
 
 def test_a_scan_of_air_is_refused_at_the_start():
@@ -170,7 +169,7 @@ def test_a_scan_of_air_is_refused_at_the_start():
 
 def test_a_few_dozen_steps_make_the_round_trip_better(tmp_path):
     task = make()
-    before = task.validate(task.model, lambda: None)["psnr_4095_db"]
+    before = task.validate(task.model, lambda *done: None)["psnr_4095_db"]
     outcome, _ = tiny.run(
         tmp_path,
         make=make,
@@ -204,5 +203,5 @@ def test_another_recipe_is_another_run(tmp_path):
 
 def test_an_autoencoder_is_never_idle():
     """It adds to nothing that a gain could be over."""
-    assert not is_idle(make().validate(network(), lambda: None))
+    assert not is_idle(make().validate(network(), lambda *done: None))
     assert is_idle({"residual_rms_hu": 0.0, "added_db": 0.0})
