@@ -55,6 +55,7 @@ def read_file_list(
     if not os.path.exists(path):  # an option that names nothing, not a damaged input
         raise UsageError("does not exist", path=path)
     folder = Path(path).parent if data_dir is None else Path(data_dir)
+    inside = os.path.realpath(folder)
     files: dict[str, Path] = {}
     for number, line in enumerate(_text(path, errors="surrogateescape").split("\n"), start=1):
         name = line.strip()
@@ -62,7 +63,7 @@ def read_file_list(
             continue
         where = f"{os.fspath(path)}:{number}"
         real = os.path.realpath(folder / name)
-        if not Path(real).is_relative_to(os.path.realpath(folder)):
+        if not Path(real).is_relative_to(inside):
             raise InputError(f"{name} lies outside the data folder {folder}", path=where)
         if must_exist and not os.path.exists(real):
             raise InputError(f"{name} does not exist", path=where)

@@ -55,16 +55,10 @@ def test_centres_lie_midway_between_evenly_spaced_edges(n, factor):
 @pytest.mark.parametrize(
     ("n", "factor", "m"),
     [
-        (1, 2.5, 3),
-        (1, 1.5, 2),
-        (3, 1.5, 5),
-        (7, 2.5, 18),
-        (22, 2.5, 55),
-        (5, 0.5, 3),
-        (1, 4.5, 5),
+        (1, 2.5, 3), (1, 1.5, 2), (3, 1.5, 5), (7, 2.5, 18), (22, 2.5, 55), (5, 0.5, 3), (1, 4.5, 5),
         (133, 2.0, 266),
     ],
-)
+)  # fmt: skip
 def test_a_half_slice_is_rounded_up_not_to_even(n, factor, m):
     assert ZGrid(n, factor).m == m
 

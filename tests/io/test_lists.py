@@ -138,15 +138,10 @@ def test_volumes_are_found_below_a_folder_in_order(data):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a/b.nii.gz", "b"),
-        ("b.nii", "b"),
-        ("B.NII.GZ", "B"),
-        ("b.1.nii", "b.1"),
-        ("b.json", "b"),
-        ("b", "b"),
-        (".nii", ""),
+        ("a/b.nii.gz", "b"), ("b.nii", "b"), ("B.NII.GZ", "B"), ("b.1.nii", "b.1"), ("b.json", "b"),
+        ("b", "b"), (".nii", ""),
     ],
-)
+)  # fmt: skip
 def test_the_stem_is_the_name_without_the_format(name, expected):
     assert stem(name) == expected
 

@@ -80,18 +80,10 @@ def test_a_sidecar_may_be_absent_or_start_with_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (5, 5.0),
-        (1.25, 1.25),
-        (0, None),
-        (-1, None),
-        ("5", None),
-        (True, None),
-        (None, None),
-        (1e4, None),
-        (10**400, None),
-        (math.nan, None),
+        (5, 5.0), (1.25, 1.25), (0, None), (-1, None), ("5", None), (True, None), (None, None), (1e4, None),
+        (10**400, None), (math.nan, None),
     ],
-)
+)  # fmt: skip
 def test_a_length_is_a_number_of_mm_above_0(value, expected):
     assert sidecar_length({"SliceThickness": value}, "SliceThickness") == expected
     assert sidecar_length({}, "SliceThickness") is None

@@ -136,20 +136,12 @@ def test_a_mask_that_is_empty_or_unknown_is_refused():
 @pytest.mark.parametrize(
     ("short", "metric"),
     [
-        ("psnr", "psnr_4095_db"),
-        ("PSNR", "psnr_4095_db"),
-        ("psnr_2000", "psnr_2000_db"),
-        ("ssim", "ssim_coronal"),
-        ("ssim_ax", "ssim_axial"),
-        ("mae", "mae_hu"),
-        ("bias", "bias_hu"),
-        ("rmse", "rmse_hu"),
-        ("residual_max", "residual_max_hu"),
-        ("residual_mean", "residual_mean_hu"),
-        ("power", "power_above_half"),
-        *((name, name) for name in METRICS),
+        ("psnr", "psnr_4095_db"), ("PSNR", "psnr_4095_db"), ("psnr_2000", "psnr_2000_db"),
+        ("ssim", "ssim_coronal"), ("ssim_ax", "ssim_axial"), ("mae", "mae_hu"), ("bias", "bias_hu"),
+        ("rmse", "rmse_hu"), ("residual_max", "residual_max_hu"), ("residual_mean", "residual_mean_hu"),
+        ("power", "power_above_half"), *((name, name) for name in METRICS),
     ],
-)
+)  # fmt: skip
 def test_a_short_name_means_one_metric(short, metric):
     assert parse_requirement(f"{short}>=1").metric == metric
 

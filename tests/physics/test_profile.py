@@ -91,15 +91,11 @@ def test_a_table_is_brought_to_unit_area():
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (HAT[:2], "at least three rows"),
-        (HAT[:, :1], "two columns"),
-        (HAT[::-1], "rising"),
-        (HAT * [1, -1], "not negative"),
-        (HAT * [1, 0], "not negative"),
-        (np.full_like(HAT, np.nan), "two columns"),
-        (np.add(HAT, [0.5, 0]), "centre of mass"),
+        (HAT[:2], "at least three rows"), (HAT[:, :1], "two columns"), (HAT[::-1], "rising"),
+        (HAT * [1, -1], "not negative"), (HAT * [1, 0], "not negative"),
+        (np.full_like(HAT, np.nan), "two columns"), (np.add(HAT, [0.5, 0]), "centre of mass"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_profile_is_refused(table, words):
     with pytest.raises(UsageError, match=words):
         SliceProfile(ProfileKind.FILE, table)

@@ -89,18 +89,10 @@ def test_slices_that_see_the_same_are_no_trouble(n, factor, ratio, seed):
 @pytest.mark.parametrize(
     ("factor", "ratio", "gain"),
     [
-        (2.0, 0.8, 1.58),
-        (2.0, 1.0, 1.96),
-        (2.0, 1.25, 2.84),
-        (2.0, 1.5, 4.48),
-        (2.0, 2.0, 14.2),
-        (5.0, 0.8, 2.73),
-        (5.0, 1.0, 3.71),
-        (5.0, 1.25, 5.99),
-        (5.0, 1.5, 10.7),
-        (5.0, 2.0, 47.0),
+        (2.0, 0.8, 1.58), (2.0, 1.0, 1.96), (2.0, 1.25, 2.84), (2.0, 1.5, 4.48), (2.0, 2.0, 14.2),
+        (5.0, 0.8, 2.73), (5.0, 1.0, 3.71), (5.0, 1.25, 5.99), (5.0, 1.5, 10.7), (5.0, 2.0, 47.0),
     ],
-)
+)  # fmt: skip
 def test_the_undamped_gain_is_the_documented_one(factor, ratio, gain):
     A = gaussian(40, factor, ratio)
     assert np.isclose(1 / np.linalg.svd(A, compute_uv=False)[-1], gain, rtol=0.01)
