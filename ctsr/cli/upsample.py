@@ -14,6 +14,7 @@ from ctsr.cli.machine import keep_freed_memory
 from ctsr.errors import UsageError
 from ctsr.infer.sampling import SAMPLERS, Sampling
 from ctsr.workflows import options as o
+from ctsr.workflows.requests import FileOptions
 
 _SAMPLING = Sampling()
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -37,10 +38,6 @@ def upsample(
     thickness: float | None = o.length(
         "Slice thickness of the input; default: its sidecar's, else the spacing."
     ),
-    preview: Path | None = o.option("Picture of before and after.", metavar="PNG"),
-    save_added: Path | None = o.option(
-        "What the network added that the measurement does not determine, HU.", metavar="FILE"
-    ),
     checkpoint: str | None = o.option(
         "Your own weights, or published ones: hf://org/repo@revision/file.safetensors; default: the shipped ones.",
         metavar="FILE",
@@ -53,10 +50,6 @@ def upsample(
     guidance_scale: float = _diffusion("1: none. Any other takes twice as long.", _SAMPLING.guidance_scale),
     samples: int = _diffusion("How many are drawn; the time is in proportion.", _SAMPLING.samples),
     estimate: str = _diffusion("What is written: mean of the samples, or one sample.", _SAMPLING.estimate),
-    save_uncertainty: Path | None = _diffusion("Spread of the samples, HU.", metavar="FILE"),
-    overwrite: bool = o.overwrite(),
-    skip_existing: bool = o.skip_existing(),
-    dry_run: bool = o.option("Say what would be done, and with how much memory.", False),
     max_memory: str | None = o.option("Bytes to stay below, such as 2G.", metavar="SIZE"),
     device: str = o.device(),
     out_thickness: float | None = o.length(
@@ -68,8 +61,6 @@ def upsample(
     ),
     strict: bool = o.option("Refuse inputs outside what the weights were trained for.", False, advanced=True),
     axis: int | None = o.axis(),
-    form: str | None = o.form(),
-    hu_offset: float = o.hu_offset(),
     patch_size: tuple[int, int, int] | None = o.option(
         "Thick slices at once, and pixels of a window.", metavar="D H W", advanced=True
     ),
@@ -77,24 +68,18 @@ def upsample(
         "Pixels that windows share; default: enough to be exact.", advanced=True, min=0
     ),
     dtype: str = o.option("auto, fp32, bf16 or fp16.", "auto", advanced=True),
-    like: Path | None = o.option(
-        "DICOM out for an image file: the series that lends patient, study and frame.",
-        metavar="SERIES",
-        advanced=True,
-    ),
-    random_uids: bool = o.option("DICOM out: new UIDs at every run.", False, advanced=True),
     shard: str | None = o.shard(),
-    threads: int = o.threads(),
-    seed: int = o.seed(),
+    *,
+    files: FileOptions,
 ) -> None:
     """Turn a thick-slice CT into a thin-slice one: HU kept, every slice in place, measured slices reproduced."""
     if project is not None and checkpoint is not None:
         raise UsageError("--project and --checkpoint exclude each other")
     sampling = Sampling(
         num_steps=num_steps, sampler=sampler, guidance_scale=guidance_scale,
-        samples=samples, estimate=estimate, seed=seed,
+        samples=samples, estimate=estimate, seed=files.seed,
     )  # fmt: skip
-    if model != "diffusion" and sampling != replace(_SAMPLING, seed=seed):
+    if model != "diffusion" and sampling != replace(_SAMPLING, seed=files.seed):
         raise UsageError(
             f"--num-steps, --sampler, --guidance-scale, --samples and --estimate: not with --model {model}"
         )
@@ -102,7 +87,7 @@ def upsample(
     from ctsr.workflows.folder import Report, raise_for_failures
     from ctsr.workflows.profiles import read_profile
     from ctsr.workflows.thinner import Thinner
-    from ctsr.workflows.upsample import FileOptions, upsample_files
+    from ctsr.workflows.upsample import upsample_files
 
     keep_freed_memory()
     notes: list[str] = []
@@ -112,11 +97,6 @@ def upsample(
         vae_checkpoint=vae_checkpoint, stage_one=stage_one, sampling=sampling,
         profile=read_profile(profile, notes=notes), is_consistent=consistency == "hard", patch=patch_size,
         overlap=overlap, max_memory=limit, device=device, dtype=dtype, is_strict=strict,
-    )  # fmt: skip
-    files = FileOptions(
-        like=like, random_uids=random_uids, overwrite=overwrite, skip_existing=skip_existing, is_dry_run=dry_run,
-        preview=preview, save_added=save_added, save_uncertainty=save_uncertainty, form=form, hu_offset=hu_offset,
-        seed=seed, threads=threads,
     )  # fmt: skip
     for note in notes:
         console.note(note)
@@ -133,10 +113,10 @@ def upsample(
     if row["status"] == "skipped":
         console.result(f"{target}: is there and agrees, skipped")
     else:
-        console.result(f"{target}: {_summary(row, threads)}")
+        console.result(f"{target}: {_summary(row, files.threads)}")
 
 
-def _summary(row: dict[str, Any], threads: int) -> str:
+def _summary(row: dict[str, Any], threads: int | None) -> str:
     grid = (
         f"{row['slices_out']} slices of {row['output_spacing_mm']:g} mm "
         f"from {row['slices_in']} of {row['input_spacing_mm']:g} mm"

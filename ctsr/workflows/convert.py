@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctsr.data.manifest import MANIFEST, update_manifest
-from ctsr.data.splits import SHARES, SMALLEST
+from ctsr.data.splits import SMALLEST
 from ctsr.errors import CtsrError, InputError, SomeCasesFailed, UsageError
 from ctsr.io.atomic import check_output, output_error
 from ctsr.io.dicom.elements import text
@@ -19,7 +19,7 @@ from ctsr.io.dicom.records import Refused, Stack
 from ctsr.io.dicom.scan import scan
 from ctsr.io.lists import read_table, write_table
 from ctsr.workflows.convert_names import KEY, Naming, content_digest, find_key
-from ctsr.workflows.convert_select import Selection, refuse_incomplete, spacing
+from ctsr.workflows.convert_select import Selection, parse_condition, refuse_incomplete, spacing
 from ctsr.workflows.convert_series import converter
 from ctsr.workflows.folder import (
     Case,
@@ -30,46 +30,13 @@ from ctsr.workflows.folder import (
     run_cases,
     take_shard,
 )
+from ctsr.workflows.requests import Conversion
 
-__all__ = ["Conversion", "Outcome", "convert", "parse_splits"]
+__all__ = ["Outcome", "convert", "parse_splits"]
 
 SOURCE = "ctsr convert"  # in the manifest: how a scan came about
 LINK_COLUMNS = ["file", "patient_id", "study_uid", "series_uid", "stack"]
 _BURNED_IN = 0x00280301  # BurnedInAnnotation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """What is converted, and how.
-
-    originals_only, split: how files are grouped. keep_tilt, pad_hu: how series are read. names: "hash" or "patient".
-    link: where the table from names to UIDs goes. shares, seed: of the split, see `ctsr.data.splits.assign`.
-    workers: processes, None for as many as `cpus` and memory allow.
-    """
-
-    selection: Selection = field(default_factory=Selection)
-    originals_only: bool = False
-    split: bool = False
-    keep_tilt: bool = False
-    pad_hu: float = -1024.0
-    names: str = "hash"
-    link: Path | None = None
-    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
-    seed: int = 0
-    workers: int | None = None
-    cpus: int = 1
-    shard: str | None = None
-    overwrite: bool = False
-    skip_existing: bool = False
-    is_dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        if self.names not in ("hash", "patient"):
-            raise UsageError(f"--names: {self.names} is not hash or patient")
-        if not -32768 <= self.pad_hu <= 0:
-            raise UsageError(f"--pad-hu: {self.pad_hu:g} is not in -32768…0")
-        if self.overwrite and self.skip_existing:
-            raise UsageError("--overwrite and --skip-existing exclude each other")
 
 
 @dataclass(slots=True)
@@ -141,20 +108,20 @@ def parse_splits(words: str) -> dict[str, float]:
 def convert(
     source: Path,
     target: Path | None,
-    conversion: Conversion,
+    c: Conversion,
     *,
-    project: Path | None = None,
     report: Report = Report(),
 ) -> Outcome:
     """Convert what `source` holds into the folder `target`, with manifest and lists, or into one file.
 
     target: None for `data` in the project folder; a name in .nii or .nii.gz asks for exactly one series.
-    project: where the key of the names lies; None for the folder that `target` is in, else the current one.
+    The key of the names lies in the project; without one, in the folder that `target` is in, else in the current one.
     A refused series leaves nothing behind, and the others go on: see `Outcome.raise_for_refusals`.
     Raises UsageError before any work where an output is in the way.
     """
-    c, outcome = conversion, Outcome()
-    take_shard([], c.shard)  # a wrong share is told before any work
+    outcome = Outcome()
+    parse_splits(c.splits)  # wrong ones, like a wrong share, are told before any work
+    take_shard([], c.shard)
     if target is not None and names_image(target):
         if c.shard is not None:
             raise UsageError("--shard is for a folder of results, not for a file", path=target)
@@ -172,7 +139,7 @@ def convert(
             raise InputError(reason, path=source, hint=only["hint"], report=outcome.document())
         _write_link(list(records), c)
         return outcome
-    project = project or (Path() if target is None else target.parent)
+    project = c.project or (Path() if target is None else target.parent)
     data = target or project / "data"
     if data.exists() and not data.is_dir():
         raise UsageError("is a file; scans need a folder, or a name in .nii or .nii.gz", path=data)
@@ -208,6 +175,8 @@ def _case(stack: Stack, target: Path) -> Case:
 
 def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> list[Stack]:
     """The stacks to convert; what is not converted is put into the outcome."""
+    conditions = tuple(map(parse_condition, c.where or ()))
+    selection = Selection(tuple(c.series or ()), conditions, c.min_slices, c.one_per_study)
     if not source.exists():
         raise InputError("does not exist", path=source)
     if c.link is not None and not c.is_dry_run:
@@ -220,11 +189,11 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
         progress=lambda n: report.progress(0.0, f"{n} files looked at"),
     )
     found = refuse_incomplete(found, source, report.warn)
-    asked = c.selection.series
+    asked = selection.series
     known = {s.series_uid for s in found.stacks} | {r.series_uid for r in found.refused}
     if absent := sum(uid not in known for uid in asked):
         raise UsageError(f"--series: {absent} of {len(asked)} are not in it", path=source)
-    stacks, left_out = c.selection(found.stacks)
+    stacks, left_out = selection(found.stacks)
     burned = [s for s in stacks if any(text(x.header, _BURNED_IN).upper() == "YES" for x in s.slices)]
     refused = [r for r in found.refused if not asked or r.series_uid in asked]
     for r in [*refused, *(Refused(s.name, s.n_files, "names may be burned into the pixels") for s in burned)]:
@@ -352,7 +321,7 @@ def _write_lists(
             report.warn(f"{file}: {' and '.join(unlisted)}: not put into the lists for training")
         if (twin := first.setdefault(digest, file)) != file:
             report.warn(f"{file}: holds the same scan as {twin}; what they are of counts as one patient")
-    rows = update_manifest(data, rows, shares=c.shares, seed=c.seed)
+    rows = update_manifest(data, rows, shares=parse_splits(c.splits), seed=c.seed)
     sets = {row["file"]: row["set"] for row in rows}
     for row in outcome.series:
         row["set"] = sets[row["file"]]

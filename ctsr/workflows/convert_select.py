@@ -109,10 +109,6 @@ class Selection:
     min_slices: int = 0
     one_per_study: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.one_per_study not in (None, "thinnest", "thickest"):
-            raise UsageError(f"--one-per-study: {self.one_per_study} is not thinnest or thickest")
-
     def __call__(self, stacks: Iterable[Stack]) -> tuple[list[Stack], list[tuple[Stack, str]]]:
         """(kept, left out with the rule that did it), both in the order given."""
         ruled = [(stack, self._rule_against(stack)) for stack in stacks]

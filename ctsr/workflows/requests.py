@@ -1,6 +1,6 @@
-"""What the trainings and `encode-latents` can be asked: each field is an option, its default the command's.
+"""What commands can be asked: each field is an option, its default the command's.
 
-Knows no torch, so that --help can read it.
+Knows no NumPy and no torch, so that --help can read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from ctsr.infer.sampling import SAMPLERS, Sampling
 from ctsr.workflows import options as o
 from ctsr.workflows.options import option
 
-__all__ = ["EncodeLatents", "FinetuneVae", "ScanTraining", "TrainBaseline", "TrainDiffusion", "Training"]
+__all__ = [
+    "Conversion", "EncodeLatents", "FileOptions", "FinetuneVae", "ScanTraining", "TrainBaseline", "TrainDiffusion",
+    "Training",
+]  # fmt: skip
 
 Triple = tuple[int, int, int]
 FACTORS = [str(factor) for factor in range(2, 9)]
@@ -214,3 +217,87 @@ class EncodeLatents(InProject):
     def latents(self) -> Path:
         """The folder of latents."""
         return self.place(self.output_dir, "latents")
+
+
+WHERE = (
+    "Only series with, say, SliceThickness<=1.5 or ConvolutionKernel~B30f|STANDARD or slices>=50; may be repeated, all "
+    "must hold. Quote it: the shell reads < and |."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What `convert` can be asked. cpus: that it may use."""
+
+    where: list[str] | None = option(WHERE, metavar="CONDITION")
+    one_per_study: Literal["thinnest", "thickest"] | None = option("One series of each study.")
+    min_slices: int = option("Only series with at least so many slices.", 0, metavar="N", min=0)
+    series: list[str] | None = option(
+        "Only this SeriesInstanceUID; may be repeated.", metavar="UID", advanced=True
+    )
+    originals_only: bool = option("Leave out images that were computed from other images.", False)
+    split: bool = option("A stack whose spacing changes once becomes two volumes.", False)
+    keep_tilt: bool = option(
+        "Keep a gantry tilt as a sheared affine, nothing resampled. Training and upsample don't take it.",
+        False,
+        advanced=True,
+    )
+    pad_hu: float = option(
+        "What scanner padding becomes.", -1024.0, metavar="HU", advanced=True, min=-32768, max=0
+    )
+    names: Literal["hash", "patient"] = option(
+        "patient: file names with the patient ID, for public collections only.", "hash"
+    )
+    link: Path | None = option(
+        "Write a table from names to patient, study and series, for its owner alone, outside OUT.",
+        metavar="FILE",
+        advanced=True,
+    )
+    splits: str = option(
+        "Shares of the patients in the lists, in percent.", "80,10,10", metavar="TRAIN,VAL,TEST"
+    )
+    workers: int | None = option(
+        "Series converted at once; default: as many as CPUs and memory allow.",
+        min=1,
+        metavar="N",
+        advanced=True,
+    )
+    overwrite: bool = o.overwrite()
+    skip_existing: bool = o.skip_existing()
+    shard: str | None = o.shard()
+    is_dry_run: bool = option(
+        "Show what would happen, write nothing; no pixel is decoded.", False, "--dry-run"
+    )
+    project: Path | None = o.project()
+    seed: int = o.seed()
+    cpus: int = 1
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.skip_existing:
+            raise UsageError("--overwrite and --skip-existing exclude each other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions:
+    """What `upsample` can be asked that concerns files, not volumes."""
+
+    preview: Path | None = option("Picture of before and after.", metavar="PNG")
+    save_added: Path | None = option(
+        "What the network added that the measurement does not determine, HU.", metavar="FILE"
+    )
+    save_uncertainty: Path | None = option(
+        "Spread of the samples, HU.", metavar="FILE", panel="With --model diffusion"
+    )
+    overwrite: bool = o.overwrite()
+    skip_existing: bool = o.skip_existing()
+    is_dry_run: bool = option("Say what would be done, and with how much memory.", False, "--dry-run")
+    form: str | None = o.form()
+    hu_offset: float = o.hu_offset()
+    like: Path | None = option(
+        "DICOM out for an image file: the series that lends patient, study and frame.",
+        metavar="SERIES",
+        advanced=True,
+    )
+    random_uids: bool = option("DICOM out: new UIDs at every run.", False, advanced=True)
+    threads: int | None = o.threads()
+    seed: int = o.seed()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +29,16 @@ from ctsr.workflows.folder import (
     take_shard,
 )
 from ctsr.workflows.job import Job
+from ctsr.workflows.requests import FileOptions
 from ctsr.workflows.thinner import Thinner
 
-__all__ = ["FileOptions", "upsample_files"]
+__all__ = ["upsample_files"]
 
 COLUMNS = [
     "case", "status", "code", "reason", "input_spacing_mm", "output_spacing_mm", "slice_thickness_mm", "slices_in",
     "slices_out", "residual_mean_hu", "residual_max_hu", "seconds", "domain",
 ]  # fmt: skip
 _PIECE = 1 << 23  # bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileOptions:
-    """What concerns files, not volumes. like: the series that lends an image file its patient, for DICOM out."""
-
-    like: Path | None = None
-    random_uids: bool = False
-    overwrite: bool = False
-    skip_existing: bool = False
-    is_dry_run: bool = False
-    preview: Path | None = None
-    save_added: Path | None = None
-    save_uncertainty: Path | None = None
-    form: str | None = None
-    hu_offset: float = 0.0
-    seed: int = 0
-    threads: int = 1
 
 
 def upsample_files(
@@ -139,9 +121,13 @@ def _thin(
             "peak_gb": round(job.plan.peak_bytes / 1e9, 3),
             "slabs": len(job.plan.slabs),
             "windows": len(list(job.plan.tiling)),
-            "estimate_seconds": round(job.plan.seconds(files.threads), 1),
+            "estimate_seconds": round(job.plan.seconds(files.threads or 1), 1),
         }
-    job.record |= request | {"input_sha256": case.sha256(), "seed": files.seed, "threads": files.threads}
+    job.record |= request | {
+        "input_sha256": case.sha256(),
+        "seed": files.seed,
+        "threads": (files.threads or 1),
+    }
     if tilt := read.technical.get("tilt_removed_deg"):
         job.record["tilt_removed_deg"] = tilt
     _write(job, case.target, files, report, like=like, padding_value=read.padding_value)
@@ -315,6 +301,6 @@ def _described(job: Job, thinner: Thinner, files: FileOptions) -> str:
         windows = f"{n} window{'s' if n > 1 else ''} in plane ({'exact' if tiling.is_exact else blended})"
     return (
         f"{r.n} slices of {r.spacing:.4g} mm (thickness {r.thickness:.4g} mm, {r.profile.kind}) → "
-        f"{job.pipeline.m} of {r.spacing / r.factor:.4g} mm; {network}{files.threads} thread(s), "
+        f"{job.pipeline.m} of {r.spacing / r.factor:.4g} mm; {network}{files.threads or 1} thread(s), "
         f"{job.plan.describe()}, {windows}"
     )

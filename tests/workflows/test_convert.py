@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from ctsr.data.splits import SETS, list_path
-from ctsr.errors import CtsrError, GeometryError, InputError, ResourceError, SomeCasesFailed, UsageError
+from ctsr.errors import GeometryError, InputError, ResourceError, SomeCasesFailed, UsageError
 from ctsr.io.dicom import read
 from ctsr.io.dicom.scan import scan
 from ctsr.io.dicom.sidecar import KEYWORDS, attributes
@@ -21,10 +21,11 @@ from ctsr.io.lists import read_table
 from ctsr.io.nifti import read_volume
 from ctsr.io.provenance import sha256_of
 from ctsr.workflows import convert_series
-from ctsr.workflows.convert import Conversion, Outcome, convert, parse_splits
+from ctsr.workflows.convert import Outcome, convert, parse_splits
 from ctsr.workflows.convert_names import KEY
 from ctsr.workflows.convert_select import Selection, parse_condition
 from ctsr.workflows.folder import Case, Report
+from ctsr.workflows.requests import Conversion
 from ctsr.workflows.simulate import phantoms
 from tests.io.dicom.make import Block, block, judge, planes, put, series, without
 
@@ -90,9 +91,8 @@ def files_of(folder: Path) -> dict[str, tuple[str, int]]:
 
 def run(source: Path, target: Path | None = None, **options) -> tuple[Outcome, list[str]]:
     said: list[str] = []
-    project = options.pop("project", None)
     report = Report(said.append, said.append, said.append)
-    return convert(source, target, Conversion(**options), project=project, report=report), said
+    return convert(source, target, Conversion(**options), report=report), said
 
 
 def test_every_file_is_in_exactly_one_row(export, tmp_path):
@@ -272,7 +272,7 @@ def test_a_file_as_output_takes_exactly_one_series(export, tmp_path):
     with pytest.raises(UsageError, match="--shard"):
         run(export, target, shard="1/2")
     assert {p.name for p in tmp_path.iterdir()} == {"export"}
-    run(export, target, selection=Selection(series=(uid("SECRET1", "thick"),)))
+    run(export, target, series=[uid("SECRET1", "thick")])
     assert {p.name for p in tmp_path.iterdir()} == {"export", "out.nii", "out.json"}
     assert (
         judge(
@@ -352,20 +352,18 @@ def test_conditions_know_all_that_a_sidecar_tells(export):
 
 
 def test_one_series_of_each_study(export, tmp_path):
-    thin, _ = run(export, project=tmp_path, is_dry_run=True, selection=Selection(one_per_study="thinnest"))
-    thick, _ = run(export, project=tmp_path, is_dry_run=True, selection=Selection(one_per_study="thickest"))
+    thin, _ = run(export, project=tmp_path, is_dry_run=True, one_per_study="thinnest")
+    thick, _ = run(export, project=tmp_path, is_dry_run=True, one_per_study="thickest")
     assert sorted(row["thickness_mm"] for row in thin.series) == [1, 1, 1]
     assert sorted(row["thickness_mm"] for row in thick.series) == [1, 1, 5]
     assert thin.left_out[0]["reason"] == "--one-per-study thinnest"
-    with pytest.raises(UsageError, match="thinest is not thinnest or thickest"):
-        Selection(one_per_study="thinest")
 
 
 def test_a_selection_of_nothing_is_a_usage_error(export, tmp_path):
     with pytest.raises(UsageError, match="all 1 series are left out, the first by --min-slices 5"):
-        run(export / "SECRET1" / "thin", project=tmp_path, selection=Selection(min_slices=5))
+        run(export / "SECRET1" / "thin", project=tmp_path, min_slices=5)
     with pytest.raises(UsageError, match="--series: 1 of 2 are not in it"):
-        run(export, project=tmp_path, selection=Selection(series=(uid("SECRET1"), "1.2.3")))
+        run(export, project=tmp_path, series=[uid("SECRET1"), "1.2.3"])
 
 
 def test_an_incomplete_download_is_refused(export, tmp_path):
@@ -507,20 +505,10 @@ def test_wrong_splits_are_a_usage_error(words):
 
 def test_splits_are_shares_of_the_patients(export, tmp_path):
     assert parse_splits("70,20,10") == {"val": 0.2, "test": 0.1}
-    run(export, project=tmp_path, shares=parse_splits("100,0,0"))
+    run(export, project=tmp_path, splits="100,0,0")
     assert {row["set"] for row in read_table(tmp_path / "data" / "manifest.csv")} == {"train"}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"names": "name"},
-        {"pad_hu": 100.0},
-        {"pad_hu": float("nan")},
-        {"overwrite": True, "skip_existing": True},
-    ],
-)
-def test_wrong_options_are_refused(options):
-    with pytest.raises(CtsrError) as caught:
-        Conversion(**options)
-    assert caught.value.exit_code == 2
+def test_to_replace_and_to_skip_exclude_each_other():
+    with pytest.raises(UsageError, match="exclude each other"):
+        Conversion(overwrite=True, skip_existing=True)

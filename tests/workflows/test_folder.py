@@ -20,8 +20,9 @@ from ctsr.workflows.folder import (
     shard_name,
     take_shard,
 )
+from ctsr.workflows.requests import FileOptions
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, upsample_files
+from ctsr.workflows.upsample import upsample_files
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, ct, nifti, put
 

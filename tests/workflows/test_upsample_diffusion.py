@@ -18,8 +18,9 @@ from ctsr.errors import ResourceError, UsageError, WeightsError
 from ctsr.infer.sampling import Sampling
 from ctsr.models.zoo import pack
 from ctsr.workflows.folder import Report
+from ctsr.workflows.requests import FileOptions
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, upsample_files
+from ctsr.workflows.upsample import upsample_files
 from tests.infer import tiny
 from tests.io.dicom.make import block, planes, series
 from tests.io.make import affine_of, ct
