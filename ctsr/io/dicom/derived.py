@@ -167,10 +167,8 @@ def _series(
 ) -> tuple[Dataset, list[str]]:
     """What is the same in every slice, and warnings."""
     first, spacing = sources[0], np.linalg.norm(grid[:3, :3], axis=0)
-    out, warnings = (
-        _dataset(SOPClassUID=_CT_IMAGE, SeriesInstanceUID=ANY_SERIES, SOPInstanceUID=ANY_IMAGE),
-        [],
-    )
+    warnings = []
+    out = _dataset(SOPClassUID=_CT_IMAGE, SeriesInstanceUID=ANY_SERIES, SOPInstanceUID=ANY_IMAGE)
     _copy(out, _SERIES, first)
     for keyword in _COMMON.split():
         if all(_value(s, keyword) == _value(first, keyword) for s in sources):

@@ -159,9 +159,8 @@ def frames_of(dataset: Dataset) -> list[Dataset]:
 
 def _opened(level: Dataset, groups: Collection[int]) -> dict[Any, Any]:
     """The elements, by tag, that stand in functional groups."""
-    return {
-        tag: element for group in groups for item in items(level, group)[:1] for tag, element in item.items()
-    }
+    opened = (item for group in groups for item in items(level, group)[:1])
+    return {tag: element for item in opened for tag, element in item.items()}
 
 
 def _class_name(uid: str) -> str:
@@ -200,16 +199,12 @@ def _is_derived(image_type: tuple[str, ...]) -> bool:
 
 def _geometry(frame: Dataset) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]:
     """Position (3), directions (6), pixel spacing (2). Raises NoSlice where one is absent or no number."""
-    wanted = {
-        "ImagePositionPatient": 0x00200032,
-        "ImageOrientationPatient": 0x00200037,
-        "PixelSpacing": 0x00280030,
-    }
-    found = [numbers(frame, tag) for tag in wanted.values()]
-    for values, name, n in zip(found, wanted, (3, 6, 2), strict=True):
+    position, orientation, spacing = (numbers(frame, tag) for tag in (0x00200032, 0x00200037, 0x00280030))
+    for values, name, n in (
+        (position, "ImagePositionPatient", 3), (orientation, "ImageOrientationPatient", 6), (spacing, "PixelSpacing", 2)
+    ):  # fmt: skip
         if len(values) != n or max(map(abs, values)) > 1e6:
             raise NoSlice(f"no {name}", "incomplete")
-    position, orientation, spacing = found
     if min(spacing) <= 0:
         raise NoSlice(f"PixelSpacing is {spacing[0]:g} × {spacing[1]:g} mm")
     return position, orientation, (spacing[0], spacing[1])

@@ -109,9 +109,8 @@ def fit_grid(slices: Sequence[Slice]) -> Grid:
 
     in_plane = positions - along[:, None] * normal
     step = (index - index.mean()) @ in_plane / ((index - index.mean()) ** 2).sum()  # least squares, (3,)
-    parts = [
-        (step @ d) * d for d in (row, column)
-    ]  # apart: a tilt must not drag noise of the other way along
+    # apart: a tilt must not drag noise of the other way along
+    parts = [(step @ d) * d for d in (row, column)]
     step = sum((p for p in parts if float(np.linalg.norm(p)) * (n - 1) > limit), np.zeros(3))
     first = (in_plane - index[:, None] * step).mean(axis=0)
     off = np.linalg.norm(in_plane - first - index[:, None] * step, axis=1)
@@ -150,9 +149,7 @@ def change_of_spacing(slices: Sequence[Slice]) -> int | None:
     along = np.array([s.position for s in slices]) @ normal
     gaps = np.diff(along)
     differs = np.flatnonzero(np.abs(gaps - gaps[:1]) > CORNER_LIMIT).tolist()
-    for begin in (
-        k + 1 - early for k in differs[:1] for early in (0, 1)
-    ):  # the slice at the change fits both
+    for begin in (n for k in differs[:1] for n in (k + 1, k)):  # the slice at the change fits both
         if not MIN_SLICES <= begin <= len(slices) - MIN_SLICES or _regular(along[begin:], 0.0)[1] is None:
             continue
         try:
@@ -233,11 +230,9 @@ def _irregular(slices: Sequence[Slice], positions: np.ndarray, normal: np.ndarra
     axis = int(np.abs(normal).argmax())
     holes, name, n_missing = np.flatnonzero(multiples >= 2), "xyz"[axis], int((multiples - 1).sum())
     k = int(holes[0])
-    ends = [f"{name}={position[axis]:.2f}" for position in positions[k : k + 2]]
+    where = " and ".join(f"{name}={position[axis]:.2f}" for position in positions[k : k + 2])
     gap = f"in {len(holes)} gaps of a step of {step:.4g} mm, the first " if len(holes) > 1 else ""
-    return (
-        f"{n_missing} slice{'s' * (n_missing != 1)} missing {gap}between {' and '.join(ends)} (index {k + 1})"
-    )
+    return f"{n_missing} slice{'s' * (n_missing != 1)} missing {gap}between {where} (index {k + 1})"
 
 
 def _check_corners(grid: Grid, slices: Sequence[Slice], limit: float) -> None:

@@ -186,9 +186,7 @@ def _walk(
 
     order = "<" if is_little_endian else ">"
     short, long = struct.Struct(order + "HH2sH").unpack_from, struct.Struct(order + "L").unpack_from
-    around: list[
-        tuple[int, bytes | None, int, bool]
-    ] = []  # open sequences: tag, VR, start; the outer encoding
+    around: list[tuple[int, bytes | None, int, bool]] = []  # open sequences: tag, VR, start; encoding outside
     n_elements = 0
     while at + 12 <= len(data):
         group, number, encoded, length = short(data, at)

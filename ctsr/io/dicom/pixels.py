@@ -27,7 +27,6 @@ __all__ = ["Stored", "check_stored", "fingerprint", "is_lossy", "read_pixels"]
 
 RLE = "1.2.840.10008.1.2.5"
 _ROOT = "1.2.840.10008.1.2.4."
-_JPEG_XL = _ROOT + "11"  # 110 to 112, too new for pydicom's names
 _LOSSY = frozenset(_ROOT + n for n in ("50", "51", "53", "55", "81"))
 _PERHAPS_LOSSY = frozenset(_ROOT + n for n in ("91", "203"))  # JPEG 2000, HTJ2K
 # what pydicom raises on fragments that contradict themselves
@@ -68,8 +67,7 @@ def _fault(s: Slice) -> str:
     if s.transfer_syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
         from pydicom.uid import UID
 
-        name = "JPEG XL" if s.transfer_syntax.startswith(_JPEG_XL) else UID(s.transfer_syntax).name
-        return f"transfer syntax {name} is not read: convert it to a lossless one"
+        return f"transfer syntax {UID(s.transfer_syntax).name} is not read: convert it to a lossless one"
     if allocated != 16 and (allocated != 8 or s.transfer_syntax not in JPEG):
         return f"BitsAllocated is {allocated}, not 16"
     if stored is None or not 8 <= stored <= allocated or high != stored - 1:

@@ -81,9 +81,8 @@ def read_stack(
     else:
         for k in padding.slices:
             np.copyto(hu[k], np.array(fill).astype(hu.dtype), where=padding.mask(hu[k], k))
-    data = (
-        hu.astype(np.int16) if hu.dtype == np.int32 and _holds(np.int16, hu) else hu
-    )  # padding made it wider
+    is_wide = hu.dtype == np.int32 and _holds(np.int16, hu)  # only padding had made it wider
+    data = hu.astype(np.int16) if is_wide else hu
     affine = grid.affine(keep_tilt=keep_tilt)
     thickness = Counter(s.thickness for s in slices).most_common(1)[0][0]
     tilt_deg = round(grid.tilt_deg, 4)
@@ -99,12 +98,8 @@ def read_stack(
         "hu": {"min": data.min().item(), "max": data.max().item()}
         | {f"p{q:g}": _percentile(padding.histogram, q) for q in (0.1, 50.0, 99.9)},
         "lossy": any(f.is_lossy for f in facts),
-        "padding": {
-            "source": padding.source,
-            "value_stored": padding.value_stored,
-            "voxels": padding.n_voxels,
-            "hu": fill if padding.n_voxels else None,
-        },
+        "padding": {"source": padding.source, "value_stored": padding.value_stored}
+        | {"voxels": padding.n_voxels, "hu": fill if padding.n_voxels else None},
     }
     tag = number(slices[0].header, 0x00181120)
     if tag is not None and abs(abs(tag) - grid.tilt_deg) > 0.5:

@@ -122,8 +122,8 @@ class _Series:
             counted |= {s.file for s in group}
         yield from self._skips(left_out)
         told = _told(groups)
-        for label, (slices, notes) in zip(_labels(len(found)), found, strict=False):
-            header = slices[0].header
+        for k, (slices, notes) in enumerate(found):
+            label, header = _label(k) if found[1:] else "", slices[0].header
             study, patient = text(header, 0x0020000D), text(header, 0x00100020)
             warnings = dict.fromkeys((*told, *notes, *(note for s in slices for note in s.notes)))
             yield Stack(tuple(slices), self.uid, study, patient, label, tuple(warnings))
@@ -145,12 +145,9 @@ class _Series:
             yield Skipped(file.name + frame, reason, self.uid)
 
 
-def _labels(n: int) -> Iterator[str]:
-    """Of n stacks of a series: "" for the only one, else a … z, aa …."""
-    if n == 1:
-        yield ""
-    for length in itertools.count(1):
-        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
+def _label(k: int) -> str:
+    """a … z, aa …."""
+    return (_label(k // 26 - 1) if k >= 26 else "") + string.ascii_lowercase[k % 26]
 
 
 def _without(slices: Sequence[Slice], left_out: _LeftOut) -> list[Slice]:
@@ -244,11 +241,8 @@ def _volumes(group: Sequence[Slice], *, split: bool) -> tuple[list[_Volume], _Le
     slices = sorted(group, key=lambda s: float(s.position @ normal))
     places = _places(slices, normal)
     crowded = [place for place in places if len(place) > 1]
-    copies = [
-        (s, f"duplicate of {original.file.name}")
-        for place in crowded
-        for s, original in _repeats(place, fingerprint)
-    ]
+    repeats = (pair for place in crowded for pair in _repeats(place, fingerprint))
+    copies = [(s, f"duplicate of {original.file.name}") for s, original in repeats]
     distinct = _without(slices, copies)
     if len(distinct) == len(places):
         volumes = _regular(distinct, split=split)

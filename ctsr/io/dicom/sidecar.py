@@ -60,9 +60,8 @@ def attributes(slices: Sequence[Slice]) -> dict[str, Any]:
     from pydicom.datadict import tag_for_keyword
 
     tags = {int(tag_for_keyword(keyword) or 0): keyword for keyword in _WHITELIST.split()}
-    counts: Counter[tuple[int, Any]] = (
-        Counter()
-    )  # by the value as stored: few are distinct, only those are converted
+    # by the value as stored: few are distinct, only those are converted
+    counts: Counter[tuple[int, Any]] = Counter()
     example: dict[tuple[int, Any], Dataset] = {}
     for s in slices:
         for tag in tags.keys() & s.header.keys():

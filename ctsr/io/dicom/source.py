@@ -29,15 +29,7 @@ _FILES, _MEMBERS, _ARCHIVE = 2_000_000, 200_000, 1 << 36
 _TABLE = 1 << 25  # bytes of an archive's table of contents: 200,000 members with names of 120 characters
 _RATIO, _RATIO_FROM = 200, 50_000_000  # a member that inflates so much, and is so large, is a bomb
 # what zipfile and zlib raise on damaged bytes
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    struct.error,
-    NotImplementedError,
-    ValueError,
-    RuntimeError,
-)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, RuntimeError)
 
 
 def find(source: Path) -> Iterator[Header | Skipped]:
@@ -151,10 +143,7 @@ def _unsafe(member: zipfile.ZipInfo) -> str:
         return "a link in an archive"
     if member.flag_bits & 1:
         return "encrypted"
-    if member.compress_type not in (
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-    ):  # LZMA takes all memory it asks for
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes what it asks for
         return f"compressed by method {member.compress_type}, which is not read"
     if n_bytes > _RATIO_FROM and n_bytes > _RATIO * max(member.compress_size, 1):
         return f"{member.compress_size:,} bytes that inflate to {n_bytes:,}"
@@ -208,9 +197,7 @@ def _look(file: DicomFile, known: Known) -> Header | Skipped:
         reason = str(exc)
     except OSError as exc:
         reason = input_error(exc, file.name).reason
-    except (
-        Exception
-    ) as exc:  # whatever the bytes did to pydicom or zipfile: this file is left out, and listed
+    except Exception as exc:  # whatever the bytes did to pydicom or zipfile: the file is left out, and told
         reason = damage(exc)
     return Skipped(file.name, reason)
 

@@ -80,7 +80,10 @@ def write_series(
     """
     check_series(folder, overwrite=overwrite, like=like)
     grid = _TO_LPS @ affine
-    _check_grid(grid)
+    directions = grid[:3, :3] / np.linalg.norm(grid[:3, :3], axis=0)
+    off = np.abs(directions.T @ directions - np.eye(3)).max()
+    if off > _DIRECTION or np.linalg.det(directions) < 0:
+        raise GeometryError("its axes are not orthogonal, or its slices run against row × column")
     with atomic_folder(folder, overwrite=overwrite, is_ours=_is_ours) as temporary:
         digests = _spool(temporary, slabs, shape, folder)
         named = "\n".join((like.study_uid, like.series_uid, like.patient_id)).encode()
@@ -143,15 +146,6 @@ def check_like(volume: Volume, stack: Stack) -> Volume:
     return replace(volume, data=data, affine=volume.affine @ undo, slice_axis=2)
 
 
-def _check_grid(grid: np.ndarray) -> None:
-    """GeometryError unless columns, rows and slices stand on each other, slices along row × column."""
-    directions = grid[:3, :3] / np.linalg.norm(grid[:3, :3], axis=0)
-    if (off := np.abs(directions.T @ directions - np.eye(3)).max()) > _DIRECTION:
-        raise GeometryError(f"its axes are not orthogonal: cosine {off:.2g}, at most {_DIRECTION:g}")
-    if np.linalg.det(directions) < 0:
-        raise GeometryError("its slices run against row × column: a series can't be stored so")
-
-
 def _spool(
     temporary: str, slabs: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int, int], folder: PathLike
 ) -> list[bytes]:
@@ -178,9 +172,8 @@ def _spool(
 def _finish(temporary: str, k: int, header: bytes, folder: PathLike) -> int:
     """Header and pixels of slice k under its name, on the disk; its size, bytes."""
     spooled = Path(temporary, f"{k}.pixels")
-    file = _store(
-        os.path.join(temporary, f"IM{k + 1:06d}.dcm"), [header, spooled.read_bytes()], folder, sync=True
-    )
+    path = os.path.join(temporary, f"IM{k + 1:06d}.dcm")
+    file = _store(path, [header, spooled.read_bytes()], folder, sync=True)
     spooled.unlink()  # now, so that the disk never holds a volume twice
     return file.size
 

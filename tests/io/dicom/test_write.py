@@ -668,8 +668,8 @@ def test_a_grid_that_no_series_can_hold_is_refused(tmp_path):
     sheared, left_handed = affine.copy(), affine.copy()
     sheared[1, 2] += 0.1
     left_handed[:3, 2] *= -1
-    for bad, reason in ((sheared, "not orthogonal"), (left_handed, "against row × column")):
-        with pytest.raises(GeometryError, match=reason):
+    for bad in (sheared, left_handed):
+        with pytest.raises(GeometryError, match="not orthogonal, or its slices run against row × column"):
             write_series(
                 tmp_path / "out", [], series(), bad, shape,
                 padding_value=None, overwrite=False, record=RECORD,
