@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z, thickening_matrix
 from ctsr.physics.profile import ProfileKind, SliceProfile
+from ctsr.physics.projection import doubling
 
 __all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume"]
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from ctsr.core.zgrid import ZGrid
 from ctsr.infer.windows import Tiling
-from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z, grid_operator, thickening_matrix
 from ctsr.physics.profile import ProfileKind, SliceProfile
-from ctsr.physics.projection import projection_matrix, projector
+from ctsr.physics.projection import doubling, projection_matrix, projector
 from ctsr.physics.zmatrix import cubic_matrix, interpolation_matrix, inverse_matrix
 
 if TYPE_CHECKING:  # torch: a matrix alone does without

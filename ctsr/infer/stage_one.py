@@ -10,9 +10,9 @@ import torch
 
 from ctsr.infer.windows import Tiling, bell, within
 from ctsr.models.simple_unet3d import SimpleUNet3D
-from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
+from ctsr.physics.projection import doubling
 
 __all__ = ["Engine"]
 

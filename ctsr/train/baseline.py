@@ -20,9 +20,9 @@ from ctsr.errors import InputError
 from ctsr.metrics.fidelity import PEAK, psnr
 from ctsr.metrics.masks import body_mask
 from ctsr.models.simple_unet3d import SimpleUNet3D
-from ctsr.physics.doubling import doubling
 from ctsr.physics.operator import apply_along_z
 from ctsr.physics.profile import SliceProfile
+from ctsr.physics.projection import doubling
 from ctsr.physics.zmatrix import interpolation_matrix
 from ctsr.train.loop import Heed
 
