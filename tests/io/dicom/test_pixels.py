@@ -17,8 +17,10 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import CTImageStorage, RLELossless
 
 from ctsr.errors import InputError
+from ctsr.io.dicom.frames import slices_of
 from ctsr.io.dicom.pixels import check_stored, read_pixels
 from ctsr.io.dicom.records import DicomFile, Slice
+from ctsr.io.dicom.source import find
 from tests.io.dicom.make import compressed
 from tests.io.dicom.slices import a_slice, written
 
@@ -248,16 +250,9 @@ def test_a_real_signed_codestream_with_an_unsigned_header_is_refused(reference_d
 
 
 def _hu(path: Path) -> tuple[np.ndarray, bool]:
-    from ctsr.io.dicom.elements import number
-    from ctsr.io.dicom.source import Header, find
-
     (header,) = find(path)
-    assert isinstance(header, Header)
-    rows, columns = header.dataset.Rows, header.dataset.Columns
-    slope, intercept = (number(header.dataset, tag) for tag in (0x00281053, 0x00281052))
-    s = replace(a_slice([0, 0, 0]), file=header.file, header=header.dataset, shape=(rows, columns))
-    s = replace(s, transfer_syntax=header.transfer_syntax, pixel_offset=header.pixels[0])
+    (s,) = slices_of(header)
     check_stored([s])
     values, (fact,) = read_pixels([s])
     seen = values[0] if fact.is_signed else values[0].view(np.uint16)
-    return seen * slope + intercept, fact.is_lossy
+    return seen * s.slope + s.intercept, fact.is_lossy

@@ -22,10 +22,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from ctsr.core.volume import Volume
 from ctsr.errors import GeometryError, ResourceError, UsageError
 from ctsr.io.dicom import write
-from ctsr.io.dicom.frames import frames_of
+from ctsr.io.dicom.elements import text
+from ctsr.io.dicom.frames import frames_of, slices_of
 from ctsr.io.dicom.read import read_stack
 from ctsr.io.dicom.records import DicomFile, Slice, Stack
 from ctsr.io.dicom.scan import scan
+from ctsr.io.dicom.source import find
 from ctsr.io.dicom.write import check_like, check_series, write_series
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -73,9 +75,8 @@ def slice_of(header: Dataset, name: str, frame: int | None = None, path: Path = 
 
 
 def stack_of(slices: list[Slice]) -> Stack:
-    header = slices[0].header
-    ordered = tuple(sorted(slices, key=lambda s: s.at))
-    return Stack(ordered, header.get("SeriesInstanceUID", ""), header.get("StudyInstanceUID", ""), "patient")
+    series, study = (text(slices[0].header, tag) for tag in (0x0020000E, 0x0020000D))
+    return Stack(tuple(sorted(slices, key=lambda s: s.at)), series, study, "patient")
 
 
 def header_at(k: int, **changes) -> Dataset:
@@ -145,12 +146,12 @@ def hu_of(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 
 def made(folder: Path, like: Stack, *, hu: np.ndarray | None = None, cut: int = 3, **options) -> np.ndarray:
-    """Write a derived series in slabs of `cut` slices; returns its HU."""
+    """Write a derived series in slabs of `cut` slices, or of the `slabs` given; returns its HU."""
     affine, shape = thin_grid(like)
     hu = hu_of(shape) if hu is None else hu
-    slabs = ((k, hu[k : k + cut]) for k in range(0, shape[2], cut))
-    given = {"padding_value": None, "overwrite": False, "record": RECORD}
-    write_series(folder, slabs, like, affine, shape, **(given | options))
+    slabs = options.pop("slabs", ((k, hu[k : k + cut]) for k in range(0, shape[2], cut)))
+    given = {"affine": affine, "padding_value": None, "overwrite": False, "record": RECORD}
+    write_series(folder, slabs, like, shape=shape, **(given | options))
     return hu
 
 
@@ -477,16 +478,10 @@ def test_a_multi_frame_source_gives_its_frames_values(tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_slabs_it_comes_in(tmp_path):
-    made(tmp_path / "a", series(), cut=8)
-    affine, shape = thin_grid(series())
-    hu = hu_of(shape)
-    slabs = [(k, hu[k : k + 1]) for k in reversed(range(shape[2]))]
-    write_series(
-        tmp_path / "b", slabs, series(), affine, shape,
-        padding_value=None, overwrite=False, record=RECORD,
-    )  # fmt: skip
+    hu = made(tmp_path / "a", series(), cut=8)
+    made(tmp_path / "b", series(), slabs=[(k, hu[k : k + 1]) for k in reversed(range(8))])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert len(contents(tmp_path / "a")) == shape[2] + 1
+    assert len(contents(tmp_path / "a")) == 9
 
 
 def uids(folder: Path) -> set[str]:
@@ -547,12 +542,8 @@ def test_nothing_is_left_after_a_failure_in_the_middle(tmp_path, failure):
         yield 0, hu_of((10, 12, 3))
         raise failure
 
-    affine, shape = thin_grid(series())
     with pytest.raises(failure):
-        write_series(
-            tmp_path / "out", slabs(), series(), affine, shape,
-            padding_value=None, overwrite=False, record=RECORD,
-        )  # fmt: skip
+        made(tmp_path / "out", series(), slabs=slabs())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -654,26 +645,19 @@ def test_the_source_is_never_written_to(tmp_path):
     ],
 )
 def test_slabs_that_are_not_the_volume_are_a_broken_contract(tmp_path, slabs, reason):
-    affine, shape = thin_grid(series())
     with pytest.raises(ValueError, match=reason):
-        write_series(
-            tmp_path / "out", slabs, series(), affine, shape,
-            padding_value=None, overwrite=False, record=RECORD,
-        )  # fmt: skip
+        made(tmp_path / "out", series(), slabs=slabs)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_grid_that_no_series_can_hold_is_refused(tmp_path):
-    affine, shape = thin_grid(series())
+    affine, _ = thin_grid(series())
     sheared, left_handed = affine.copy(), affine.copy()
     sheared[1, 2] += 0.1
     left_handed[:3, 2] *= -1
     for bad in (sheared, left_handed):
         with pytest.raises(GeometryError, match="not orthogonal, or its slices run against row × column"):
-            write_series(
-                tmp_path / "out", [], series(), bad, shape,
-                padding_value=None, overwrite=False, record=RECORD,
-            )  # fmt: skip
+            made(tmp_path / "out", series(), affine=bad)
 
 
 def test_a_file_that_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
@@ -784,13 +768,7 @@ def test_a_real_series_goes_through_reader_and_writer_unchanged(tmp_path, refere
 
 
 def real_stack(folder: Path) -> Stack:
-    slices = []
-    for path in sorted(folder.iterdir()):
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        n = int(header.get("NumberOfFrames", 1))
-        frames = range(n) if "PerFrameFunctionalGroupsSequence" in header else [None]
-        slices += [slice_of(header, path.name, frame, path) for frame in frames]
-    return stack_of(slices)
+    return stack_of([s for header in find(folder) for s in slices_of(header)])
 
 
 REAL = [
