@@ -11,6 +11,7 @@ from ctsr.cli.console import Console
 from ctsr.cli.machine import keep_freed_memory
 from ctsr.errors import UsageError
 from ctsr.workflows import options as o
+from ctsr.workflows.requests import Wanted
 
 REF = (
     "Its truth on the same grid: a file, a folder with the same names, or the pairs.csv of ctsr simulate (it names the "
@@ -28,16 +29,13 @@ def evaluate(
         None, metavar="PRED", help="Thin CT to judge: a NIfTI file, a DICOM series, or a folder."
     ),
     ref: Path | None = typer.Argument(None, metavar="REF", help=REF),
+    *,
     thick: Path | None = o.option(
         "What PRED was made from, a file or folder: gives |A x − y|, no truth needed."
     ),
     against: str | None = o.option("Methods shown on the same voxels (default nearest,linear,cubic)."),
     mask: str = o.option("Where to measure: body, lung, none (all voxels), or a mask file.", "body"),
-    out: Path | None = o.option("Everything, as .csv or .json.", metavar="FILE"),
-    figure: Path | None = o.option("Picture of truth, thick, cubic, result, error.", metavar="PNG"),
-    require: list[str] | None = o.option(
-        'Such as "psnr>=35", repeatable; exit 9 if not met.', metavar="COND"
-    ),
+    wanted: Wanted,
     thickness: float | None = o.length("Slice thickness of THICK; default: its sidecar's, else the spacing."),
     profile: str = o.option(o.PROFILE, "gaussian"),
     thin: Path | None = _thin(
@@ -55,7 +53,6 @@ def evaluate(
         "The ratio that the methods are told; default: the true one.", metavar="T/S"
     ),
     told_profile: str | None = _thin("The profile that they are told; default: the true one."),
-    overwrite: bool = o.overwrite(),
     device: str = o.device(),
     axis: int | None = o.axis(),
     threads: int | None = o.threads(),
@@ -77,7 +74,6 @@ def evaluate(
     from ctsr.workflows.evaluate import AGAINST, EvaluateOptions
     from ctsr.workflows.evaluate_files import evaluate_files, evaluate_thin_files
     from ctsr.workflows.evaluate_thin import ThinOptions
-    from ctsr.workflows.evaluation import Wanted
     from ctsr.workflows.folder import Report
     from ctsr.workflows.profiles import read_profile
 
@@ -85,10 +81,7 @@ def evaluate(
     notes: list[str] = []
     shape = read_profile(profile, notes=notes)
     with console.progress(str(source)) as ticker:
-        wanted = Wanted(
-            requirements=require or [], out=out, figure=figure, overwrite=overwrite,
-            report=Report(warn=console.warn, progress=ticker),
-        )  # fmt: skip
+        told = Report(warn=console.warn, progress=ticker)
         if thin is not None:
             what = ThinOptions(
                 factors=[_number(part) for part in _parts(factor or "2")],
@@ -97,13 +90,13 @@ def evaluate(
                 mask=mask, axis=axis, device=device,
                 told_profile=None if told_profile is None else read_profile(told_profile, notes=notes),
             )  # fmt: skip
-            evaluation = evaluate_thin_files(thin, what, wanted)
+            evaluation = evaluate_thin_files(thin, what, wanted, told)
         else:
             how = EvaluateOptions(
                 mask=mask, against=AGAINST if against is None else _parts(against), thickness=thickness,
                 profile=shape, axis=axis,
             )  # fmt: skip
-            evaluation = evaluate_files(source, ref, thick, how, wanted)
+            evaluation = evaluate_files(source, ref, thick, how, wanted, told)
     for note in [*notes, *evaluation.notes]:
         console.note(note)
     for title, rows in evaluation.tables():

@@ -19,7 +19,7 @@ from ctsr.io.dicom.records import Refused, Stack
 from ctsr.io.dicom.scan import scan
 from ctsr.io.lists import read_table, write_table
 from ctsr.workflows.convert_names import KEY, Naming, content_digest, find_key
-from ctsr.workflows.convert_select import Selection, parse_condition, refuse_incomplete, spacing
+from ctsr.workflows.convert_select import refuse_incomplete, select, spacing
 from ctsr.workflows.convert_series import converter
 from ctsr.workflows.folder import (
     Case,
@@ -120,8 +120,9 @@ def convert(
     Raises UsageError before any work where an output is in the way.
     """
     outcome = Outcome()
-    parse_splits(c.splits)  # wrong ones, like a wrong share, are told before any work
+    parse_splits(c.splits)  # wrong ones, like a wrong share or condition, are told before any work
     take_shard([], c.shard)
+    select([], c)
     if target is not None and names_image(target):
         if c.shard is not None:
             raise UsageError("--shard is for a folder of results, not for a file", path=target)
@@ -175,8 +176,6 @@ def _case(stack: Stack, target: Path) -> Case:
 
 def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> list[Stack]:
     """The stacks to convert; what is not converted is put into the outcome."""
-    conditions = tuple(map(parse_condition, c.where or ()))
-    selection = Selection(tuple(c.series or ()), conditions, c.min_slices, c.one_per_study)
     if not source.exists():
         raise InputError("does not exist", path=source)
     if c.link is not None and not c.is_dry_run:
@@ -189,11 +188,11 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
         progress=lambda n: report.progress(0.0, f"{n} files looked at"),
     )
     found = refuse_incomplete(found, source, report.warn)
-    asked = selection.series
+    asked = c.series or ()
     known = {s.series_uid for s in found.stacks} | {r.series_uid for r in found.refused}
     if absent := sum(uid not in known for uid in asked):
         raise UsageError(f"--series: {absent} of {len(asked)} are not in it", path=source)
-    stacks, left_out = selection(found.stacks)
+    stacks, left_out = select(found.stacks, c)
     burned = [s for s in stacks if any(text(x.header, _BURNED_IN).upper() == "YES" for x in s.slices)]
     refused = [r for r in found.refused if not asked or r.series_uid in asked]
     for r in [*refused, *(Refused(s.name, s.n_files, "names may be burned into the pixels") for s in burned)]:

@@ -19,8 +19,9 @@ from ctsr.errors import InputError, UsageError
 from ctsr.io.dicom.records import Refused, Scan, Stack
 from ctsr.io.dicom.sidecar import KEYWORDS, attributes
 from ctsr.io.lists import read_table
+from ctsr.workflows.requests import Conversion
 
-__all__ = ["Condition", "Selection", "parse_condition", "refuse_incomplete", "spacing"]
+__all__ = ["Condition", "parse_condition", "refuse_incomplete", "select", "spacing"]
 
 _COMPUTED = ("spacing", "slices")
 _ORDER: dict[str, Callable[[float, float], bool]] = {
@@ -97,46 +98,36 @@ def parse_condition(text: str) -> Condition:
     return Condition(text, known[keyword.casefold()], sign, value)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What is wanted of all that was found.
+def select(stacks: Iterable[Stack], asked: Conversion) -> tuple[list[Stack], list[tuple[Stack, str]]]:
+    """(kept, left out with the rule that did it), both in the order given."""
+    conditions = [parse_condition(words) for words in asked.where or ()]
 
-    series: UIDs, all where empty. where: all must hold. one_per_study: "thinnest", "thickest" or None.
-    """
-
-    series: tuple[str, ...] = ()
-    where: tuple[Condition, ...] = ()
-    min_slices: int = 0
-    one_per_study: str | None = None
-
-    def __call__(self, stacks: Iterable[Stack]) -> tuple[list[Stack], list[tuple[Stack, str]]]:
-        """(kept, left out with the rule that did it), both in the order given."""
-        ruled = [(stack, self._rule_against(stack)) for stack in stacks]
-        kept = [stack for stack, rule in ruled if not rule]
-        left_out = [(stack, rule) for stack, rule in ruled if rule]
-        if self.one_per_study is not None:
-            best: dict[str, Stack] = {}
-            for stack in sorted(kept, key=self._rank):
-                best.setdefault(stack.study_uid or stack.name, stack)
-            rule = f"--one-per-study {self.one_per_study}"
-            left_out += [(stack, rule) for stack in kept if stack not in best.values()]
-            kept = [stack for stack in kept if stack in best.values()]
-        return kept, left_out
-
-    def _rule_against(self, stack: Stack) -> str:
-        if self.series and stack.series_uid not in self.series:
+    def rule_against(stack: Stack) -> str:
+        if asked.series and stack.series_uid not in asked.series:
             return "--series"
-        if len(stack.slices) < self.min_slices:
-            return f"--min-slices {self.min_slices}"
-        if not self.where:
+        if len(stack.slices) < asked.min_slices:
+            return f"--min-slices {asked.min_slices}"
+        if not conditions:
             return ""
         known = {**attributes(stack.slices), "spacing": spacing(stack), "slices": len(stack.slices)}
-        return next((f"--where {c.text}" for c in self.where if not c.holds(known)), "")
+        return next((f"--where {c.text}" for c in conditions if not c.holds(known)), "")
 
-    def _rank(self, stack: Stack) -> tuple[float, float, int]:
+    def rank(stack: Stack) -> tuple[float, float, int]:
         """By slice thickness (spacing where absent), then by spacing; of equals the one with more slices."""
-        sign, apart = 1 if self.one_per_study == "thinnest" else -1, spacing(stack)
+        sign, apart = 1 if asked.one_per_study == "thinnest" else -1, spacing(stack)
         return sign * (stack.slices[0].thickness or apart), sign * apart, -len(stack.slices)
+
+    ruled = [(stack, rule_against(stack)) for stack in stacks]
+    kept = [stack for stack, rule in ruled if not rule]
+    left_out = [(stack, rule) for stack, rule in ruled if rule]
+    if asked.one_per_study is not None:
+        best: dict[str, Stack] = {}
+        for stack in sorted(kept, key=rank):
+            best.setdefault(stack.study_uid or stack.name, stack)
+        rule = f"--one-per-study {asked.one_per_study}"
+        left_out += [(stack, rule) for stack in kept if stack not in best.values()]
+        kept = [stack for stack in kept if stack in best.values()]
+    return kept, left_out
 
 
 def spacing(stack: Stack) -> float:

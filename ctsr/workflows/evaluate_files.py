@@ -18,9 +18,10 @@ from ctsr.io.nifti import read_volume
 from ctsr.io.scans import is_folder_of_scans, read_scan
 from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, compare, refuse_other_grid
 from ctsr.workflows.evaluate_thin import ThinOptions, load, score_thin
-from ctsr.workflows.evaluation import Evaluation, Wanted
+from ctsr.workflows.evaluation import Evaluation, checked
 from ctsr.workflows.figures import Picture
-from ctsr.workflows.folder import Case, about, run_cases
+from ctsr.workflows.folder import Case, Report, about, run_cases
+from ctsr.workflows.requests import Wanted
 
 __all__ = ["evaluate_files", "evaluate_thin_files"]
 
@@ -38,7 +39,12 @@ class _Files(Case):
 
 
 def evaluate_files(
-    pred: Path, ref: Path | None, thick: Path | None, options: EvaluateOptions, wanted: Wanted = Wanted()
+    pred: Path,
+    ref: Path | None,
+    thick: Path | None,
+    options: EvaluateOptions,
+    wanted: Wanted = Wanted(),
+    report: Report = Report(),
 ) -> Evaluation:
     """Measure a file, or the files of a folder, and write the report and the figure that are asked for.
 
@@ -49,7 +55,7 @@ def evaluate_files(
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     is_one = not (is_pairs or is_folder_of_scans(pred))
-    known = wanted.checked([p for p in (pred, ref, thick) if p is not None], is_one=is_one)
+    known = checked(wanted, [p for p in (pred, ref, thick) if p is not None], is_one=is_one)
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
     def work(case: _Files, picture: Picture | None) -> Scored:
@@ -66,13 +72,17 @@ def evaluate_files(
         rows, more = compare(made, truth, measured, options, mask=_mask(options.mask, made), picture=picture)
         return rows, [*found, *more]
 
-    return _evaluated(cases, work, wanted, options.mask, Evaluation(requirements=known, notes=notes), is_one)
+    return _evaluated(
+        cases, work, wanted, report, options.mask, Evaluation(requirements=known, notes=notes), is_one
+    )
 
 
-def evaluate_thin_files(source: Path, options: ThinOptions, wanted: Wanted = Wanted()) -> Evaluation:
+def evaluate_thin_files(
+    source: Path, options: ThinOptions, wanted: Wanted = Wanted(), report: Report = Report()
+) -> Evaluation:
     """Simulate from a file or all files of a folder, thin, and score; conditions are about the first method."""
     is_one = not is_folder_of_scans(source)
-    known = wanted.checked([source], is_one=is_one and len(options.factors) == 1)
+    known = checked(wanted, [source], is_one=is_one and len(options.factors) == 1)
     if not source.exists():
         raise InputError("does not exist", path=source)
     thinners = load(options)
@@ -85,18 +95,19 @@ def evaluate_thin_files(source: Path, options: ThinOptions, wanted: Wanted = Wan
         truth = read_scan(case.source, notes=found)
         rows, more = score_thin(
             truth, options, thinners, mask=_mask(options.mask, truth), picture=picture,
-            **({"progress": wanted.report.progress} if is_one else {}),  # of a folder, cases are counted
+            **({"progress": report.progress} if is_one else {}),  # of a folder, cases are counted
         )  # fmt: skip
         return rows, [*found, *more]
 
     evaluation = Evaluation(judged=options.methods[0], requirements=known)
-    return _evaluated(cases, work, wanted, options.mask, evaluation, is_one)
+    return _evaluated(cases, work, wanted, report, options.mask, evaluation, is_one)
 
 
 def _evaluated(
     cases: Sequence[C],
     work: Callable[[C, Picture | None], Scored],
     wanted: Wanted,
+    report: Report,
     mask: str,
     evaluation: Evaluation,
     is_one: bool,
@@ -117,12 +128,12 @@ def _evaluated(
     def failed(case: C, error: CtsrError) -> None:
         row = {"case": case.name, "method": "", "status": "failed", "reason": error.reason}
         evaluation.rows.append(row)
-        wanted.report.warn(f"failed: {error}")
+        report.warn(f"failed: {error}")
 
     if is_one:
         one(cases[0])
     else:
-        run_cases(cases, one, wanted.report, failed=failed)
+        run_cases(cases, one, report, failed=failed)
     if wanted.out is not None:
         evaluation.write(wanted.out, overwrite=wanted.overwrite)
     return evaluation

@@ -13,9 +13,10 @@ from ctsr.io.atomic import check_output, write_text
 from ctsr.io.lists import write_table
 from ctsr.metrics.masks import BANDS
 from ctsr.metrics.report import METRICS, Requirement, check_requirements, parse_requirement, summary
-from ctsr.workflows.folder import Report, raise_for_failures
+from ctsr.workflows.folder import raise_for_failures
+from ctsr.workflows.requests import Wanted
 
-__all__ = ["GAIN", "RESULT", "Evaluation", "Wanted"]
+__all__ = ["GAIN", "RESULT", "Evaluation", "checked"]
 
 RESULT = "result"  # the method's name of what was handed in
 GAIN = "gain_db"  # PSNR above that of cubic on the same voxels
@@ -113,28 +114,17 @@ class Evaluation:
                     yield head | {"statistic": statistic} | interval
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is to come of an evaluation: conditions, a report (.csv or .json), a figure; and whom to tell."""
-
-    requirements: Sequence[str] = ()
-    out: Path | None = None
-    figure: Path | None = None
-    overwrite: bool = False
-    report: Report = field(default_factory=Report)
-
-    def checked(self, inputs: Sequence[Path], *, is_one: bool) -> list[Requirement]:
-        """The conditions, parsed; UsageError, before any work, for what is unknown or can't be written."""
-        if self.out is not None and self.out.suffix.lower() not in (".csv", ".json"):
-            raise UsageError("ends in neither .csv nor .json", path=self.out)
-        if self.figure is not None and self.figure.suffix.lower() != ".png":
-            raise UsageError("does not end in .png", path=self.figure)
-        if self.figure is not None and not is_one:
-            raise UsageError("--figure shows one case, and one factor")
-        for path in (self.out, self.figure):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, inputs=inputs)
-        return [parse_requirement(text, known=KNOWN) for text in self.requirements]
+def checked(wanted: Wanted, inputs: Sequence[Path], *, is_one: bool) -> list[Requirement]:
+    """The conditions, parsed; UsageError, before any work, for what is unknown or can't be written."""
+    if wanted.out is not None and wanted.out.suffix.lower() not in (".csv", ".json"):
+        raise UsageError("ends in neither .csv nor .json", path=wanted.out)
+    if wanted.figure is not None and wanted.figure.suffix.lower() != ".png":
+        raise UsageError("does not end in .png", path=wanted.figure)
+    if wanted.figure is not None and not is_one:
+        raise UsageError("--figure shows one case, and one factor")
+    for path in filter(None, (wanted.out, wanted.figure)):
+        check_output(path, overwrite=wanted.overwrite, inputs=inputs)
+    return [parse_requirement(text, known=KNOWN) for text in wanted.require or ()]
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ctsr.workflows import options as o
 from ctsr.workflows.options import option
 
 __all__ = [
-    "Conversion", "EncodeLatents", "FileOptions", "FinetuneVae", "ScanTraining", "TrainBaseline", "TrainDiffusion",
-    "Training",
+    "Conversion", "EncodeLatents", "FileOptions", "FinetuneVae", "ScanTraining", "Simulation", "TrainBaseline",
+    "TrainDiffusion", "Training", "Wanted",
 ]  # fmt: skip
 
 Triple = tuple[int, int, int]
@@ -301,3 +301,37 @@ class FileOptions:
     random_uids: bool = option("DICOM out: new UIDs at every run.", False, advanced=True)
     threads: int | None = o.threads()
     seed: int = o.seed()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What `simulate` can be asked. Lengths in mm, of the thick slices; without any of them, factor 2."""
+
+    thickness: float | None = o.length(
+        "Slice thickness of the result; default: its spacing. Alone, it is the spacing too."
+    )
+    spacing: float | None = o.length(
+        "Slice spacing of the result: below the thickness slices overlap, above it there are gaps."
+    )
+    factor: float | None = option("Instead of --spacing: how many times the input's (default 2).")
+    profile: str = option(o.PROFILE + " The file's is from thin to thick.", "gaussian")
+    noise: float = option("Standard deviation added to the thick slices.", 0.0, metavar="HU")
+    overwrite: bool = o.overwrite()
+    axis: int | None = o.axis()
+    form: str | None = o.form()
+    hu_offset: float = o.hu_offset()
+    seed: int = o.seed()
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and self.spacing is not None:
+            raise UsageError("--factor and --spacing exclude each other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to come of an evaluation."""
+
+    out: Path | None = option("Everything, as .csv or .json.", metavar="FILE")
+    figure: Path | None = option("Picture of truth, thick, cubic, result, error.", metavar="PNG")
+    require: list[str] | None = option('Such as "psnr>=35", repeatable; exit 9 if not met.', metavar="COND")
+    overwrite: bool = o.overwrite()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +22,19 @@ from ctsr.physics.phantom import SHAPE, SPACING, phantom
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.folder import Case, Report, about, find_cases, origin, refuse_existing, run_cases
+from ctsr.workflows.profiles import read_profile
+from ctsr.workflows.requests import Simulation
 
-__all__ = ["Simulation", "phantoms", "simulate"]
+__all__ = ["phantoms", "simulate"]
 
 PAIRS = "pairs.csv"
 PAIR_COLUMNS = ["thin", "thick", "factor", "spacing_mm", "thickness_mm", "profile", "noise_hu", "seed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Simulation:
-    """What is simulated. Lengths in mm, of the thick slices.
-
-    factor, spacing: one of them; with neither, `thickness` is the spacing too; with none of them, factor 2.
-    thickness: None for the spacing. noise: HU, standard deviation.
-    """
-
-    factor: float | None = None
-    spacing: float | None = None
-    thickness: float | None = None
-    profile: SliceProfile = field(default_factory=SliceProfile)
-    noise: float = 0.0
-    seed: int = 0
-    axis: int | None = None
-
-
 def simulate(
     source: Path,
     target: Path,
-    simulation: Simulation,
-    *,
-    overwrite: bool = False,
-    form: str | None = None,
-    hu_offset: float = 0.0,
+    asked: Simulation,
     report: Report = Report(),
 ) -> list[dict[str, Any]]:
     """Thicken a scan, or all that a folder holds into the same tree with a `pairs.csv`; a row a case.
@@ -63,18 +43,23 @@ def simulate(
     Raises UsageError before any work where an output is in the way.
     """
 
+    profile_notes: list[str] = []
+    profile = read_profile(asked.profile, notes=profile_notes)
+    for note in profile_notes:
+        report.note(note)
+
     def work(case: Case) -> Mapping[str, Any]:
         if is_folder:
             case.target.parent.mkdir(parents=True, exist_ok=True)
         inputs = [case.source] if case.series is None else []
-        check_image_output(case.target, overwrite=overwrite, inputs=inputs)
+        check_image_output(case.target, overwrite=asked.overwrite, inputs=inputs)
         notes: list[str] = []
-        thin = case.read(form=form, hu_offset=hu_offset, notes=notes).volume
+        thin = case.read(form=asked.form, hu_offset=asked.hu_offset, notes=notes).volume
         with about(case.source):
-            thick, record = _thickened(thin, simulation, case.sha256(), notes)
+            thick, record = _thickened(thin, asked, profile, case.sha256(), notes)
         for note in notes:
             report.note(f"{case.source}: {note}")
-        write_volume(thick, case.target, overwrite=overwrite, record=record)
+        write_volume(thick, case.target, overwrite=asked.overwrite, record=record)
         row = {"factor": record["factor"], "spacing_mm": record["SpacingBetweenSlices"]}
         row |= {"thickness_mm": record["SliceThickness"]}
         row |= {name: record[name] for name in ("profile", "noise_hu", "seed")}
@@ -86,7 +71,7 @@ def simulate(
     if not is_folder:
         return [dict(work(cases[0]))]
     pairs = target / PAIRS
-    if not overwrite:
+    if not asked.overwrite:
         refuse_existing([pairs, *(case.target for case in cases)])
     target.mkdir(parents=True, exist_ok=True)
     rows = run_cases(cases, work, report)
@@ -95,12 +80,12 @@ def simulate(
         for case, row in zip(cases, rows, strict=True)
         if row["status"] == "ok"
     ]
-    write_table(pairs, PAIR_COLUMNS, made, overwrite=overwrite)
+    write_table(pairs, PAIR_COLUMNS, made, overwrite=asked.overwrite)
     return rows
 
 
 def _thickened(
-    thin: Volume, asked: Simulation, input_sha256: str, notes: list[str]
+    thin: Volume, asked: Simulation, profile: SliceProfile, input_sha256: str, notes: list[str]
 ) -> tuple[Volume, dict[str, Any]]:
     """The thick volume and its record. Its noise is the scan's own, alone and in a folder."""
     factor, spacing = asked.factor, asked.spacing
@@ -108,7 +93,7 @@ def _thickened(
         factor, spacing = (2.0, None) if asked.thickness is None else (None, asked.thickness)
     seeds = np.random.SeedSequence([asked.seed, int(input_sha256[:16], 16)])
     thick, more = simulate_volume(
-        thin, factor=factor, spacing=spacing, thickness=asked.thickness, profile=asked.profile, axis=asked.axis,
+        thin, factor=factor, spacing=spacing, thickness=asked.thickness, profile=profile, axis=asked.axis,
         noise_sd=asked.noise, seed=int(seeds.generate_state(1, np.uint64)[0]),
     )  # fmt: skip
     notes += more
@@ -120,7 +105,7 @@ def _thickened(
         "input_spacing_mm": round(before, 6),
         "input_sha256": input_sha256,
         "factor": round(after / before, 6),
-        "profile": str(asked.profile.kind),
+        "profile": str(profile.kind),
         "noise_hu": asked.noise,
         "seed": asked.seed,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctsr.core.volume import Volume
-from ctsr.errors import CtsrError, UsageError
+from ctsr.errors import UsageError
 from ctsr.io.atomic import check_output, write_bytes
 from ctsr.io.dicom.records import Stack
 from ctsr.io.dicom.write import check_like, check_series, write_series
@@ -21,6 +21,7 @@ from ctsr.io.scans import only_series
 from ctsr.workflows.folder import (
     Case,
     Report,
+    about,
     agreeing_record,
     find_cases,
     refuse_existing,
@@ -101,15 +102,9 @@ def _thin(
     is_nearest = thinner.options.model == "nearest"
     read = case.read(form=files.form, hu_offset=files.hu_offset, allow_labels=is_nearest, notes=notes)
     volume = read.volume if case.series or like is None else check_like(read.volume, like)
-    try:
-        job = thinner.job(
-            volume,
-            is_streamed=True,
-            keeps_added=files.save_added is not None,
-            keeps_spread=files.save_uncertainty is not None,
-        )
-    except CtsrError as exc:
-        raise type(exc)(exc.reason, path=exc.path or source, hint=exc.hint) from exc
+    keeps = {"keeps_added": bool(files.save_added), "keeps_spread": bool(files.save_uncertainty)}
+    with about(source):
+        job = thinner.job(volume, is_streamed=True, **keeps)
     for note in [*notes, *job.notes]:
         report.note(f"{source}: {note}")
     for warning in job.warnings:
@@ -123,11 +118,7 @@ def _thin(
             "windows": len(list(job.plan.tiling)),
             "estimate_seconds": round(job.plan.seconds(files.threads or 1), 1),
         }
-    job.record |= request | {
-        "input_sha256": case.sha256(),
-        "seed": files.seed,
-        "threads": (files.threads or 1),
-    }
+    job.record |= request | {"input_sha256": case.sha256(), "seed": files.seed, "threads": files.threads or 1}
     if tilt := read.technical.get("tilt_removed_deg"):
         job.record["tilt_removed_deg"] = tilt
     _write(job, case.target, files, report, like=like, padding_value=read.padding_value)
@@ -245,15 +236,12 @@ def _write_beside(job: Job, files: FileOptions, planes: Mapping[str, np.ndarray]
             )
             write_volume(made, path, overwrite=files.overwrite)
     if files.preview is not None:
-        write_bytes(files.preview, _preview(job, planes), overwrite=files.overwrite)
+        from ctsr.workflows.figures import preview
 
-
-def _preview(job: Job, planes: Mapping[str, np.ndarray]) -> bytes:
-    from ctsr.workflows.figures import preview
-
-    d, h, w = job.source.spacing[list(job.turn.order)]
-    title = f"{job.recipe.method}, {job.recipe.factor:g} ×"
-    return preview(job.given, planes, spacing=(float(d), float(h), float(w)), title=title)
+        d, h, w = map(float, job.source.spacing[list(job.turn.order)])
+        title = f"{job.recipe.method}, {job.recipe.factor:g} ×"
+        picture = preview(job.given, planes, spacing=(d, h, w), title=title)
+        write_bytes(files.preview, picture, overwrite=files.overwrite)
 
 
 def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:

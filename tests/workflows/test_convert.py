@@ -23,7 +23,7 @@ from ctsr.io.provenance import sha256_of
 from ctsr.workflows import convert_series
 from ctsr.workflows.convert import Outcome, convert, parse_splits
 from ctsr.workflows.convert_names import KEY
-from ctsr.workflows.convert_select import Selection, parse_condition
+from ctsr.workflows.convert_select import parse_condition, select
 from ctsr.workflows.folder import Case, Report
 from ctsr.workflows.requests import Conversion
 from ctsr.workflows.simulate import phantoms
@@ -312,8 +312,7 @@ def test_without_ct_there_is_exit_3_with_what_was_found(export, tmp_path):
     ],
 )
 def test_a_condition_keeps_the_series_that_meet_it(export, conditions, kept):
-    selection = Selection(where=tuple(map(parse_condition, conditions)))
-    stacks, left_out = selection(scan(export).stacks)
+    stacks, left_out = select(scan(export).stacks, Conversion(where=conditions))
     assert (len(stacks), len(left_out)) == (kept, 4 - kept)
     assert {rule for _, rule in left_out} <= {f"--where {c}" for c in conditions}
 
@@ -324,7 +323,7 @@ def test_values_that_vary_must_all_meet_a_condition(tmp_path):
     series(tmp_path / "x", few, many)
     stacks = scan(tmp_path).stacks
     for words, kept in (("XRayTubeCurrent<=130", 1), ("XRayTubeCurrent>=100", 2), ("XRayTubeCurrent>100", 0)):
-        assert len(Selection(where=(parse_condition(words),))(stacks)[0]) == kept, words
+        assert len(select(stacks, Conversion(where=[words]))[0]) == kept, words
 
 
 @pytest.mark.parametrize(

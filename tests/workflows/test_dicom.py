@@ -18,8 +18,8 @@ from ctsr.io.scans import is_dicom, only_series, read_scan
 from ctsr.workflows.evaluate import EvaluateOptions
 from ctsr.workflows.evaluate_files import evaluate_files
 from ctsr.workflows.folder import raise_for_failures
-from ctsr.workflows.requests import FileOptions
-from ctsr.workflows.simulate import Simulation, simulate
+from ctsr.workflows.requests import FileOptions, Simulation
+from ctsr.workflows.simulate import simulate
 from ctsr.workflows.thinner import Thinner
 from ctsr.workflows.upsample import upsample_files
 from tests.io.dicom.make import block, judge, planes, put, series

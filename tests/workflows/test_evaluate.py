@@ -25,9 +25,10 @@ from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.evaluate import EvaluateOptions, evaluate_volumes
 from ctsr.workflows.evaluate_files import evaluate_files, evaluate_thin_files
 from ctsr.workflows.evaluate_thin import ThinOptions, evaluate_thin
-from ctsr.workflows.evaluation import Evaluation, Wanted
+from ctsr.workflows.evaluation import Evaluation
 from ctsr.workflows.figures import Picture
 from ctsr.workflows.folder import Report
+from ctsr.workflows.requests import Wanted
 from ctsr.workflows.thinner import Thinner
 from tests.train.tiny import body
 
@@ -299,7 +300,8 @@ def files(tmp_path, thin, thick, result) -> Path:
 def run(folder: Path, pred: str, ref: str | None, thick: str | None = None, **more) -> Evaluation:
     options = EvaluateOptions(mask=more.pop("mask", "body"), against=more.pop("against", ("cubic",)))
     paths = [None if name is None else folder / name for name in (ref, thick)]
-    return evaluate_files(folder / pred, *paths, options, Wanted(**more))
+    report = more.pop("report", Report())
+    return evaluate_files(folder / pred, *paths, options, Wanted(**more), report)
 
 
 def test_a_file_gives_the_rows_of_its_volumes(files, thin, thick, result):
@@ -379,10 +381,10 @@ def test_a_label_map_is_no_reference(files, thin):
 
 
 def test_conditions_are_about_the_result_alone(files):
-    found = run(files, "result.nii.gz", "thin.nii.gz", "thick.nii.gz", requirements=["gain>=0.5", "psnr>=10"])
+    found = run(files, "result.nii.gz", "thin.nii.gz", "thick.nii.gz", require=["gain>=0.5", "psnr>=10"])
     found.raise_for_outcome(None)  # cubic's own gain is 0
     out = files / "out.json"
-    found = run(files, "result.nii.gz", "thin.nii.gz", requirements=["psnr>=99"], out=out)
+    found = run(files, "result.nii.gz", "thin.nii.gz", require=["psnr>=99"], out=out)
     with pytest.raises(
         RequirementNotMet, match=r"result.nii.gz: psnr_4095_db is .*, required >= 99"
     ) as caught:
@@ -391,7 +393,7 @@ def test_conditions_are_about_the_result_alone(files):
 
 
 def test_a_condition_on_what_is_not_measured_does_not_hold(files):
-    found = run(files, "result.nii.gz", "thin.nii.gz", requirements=["residual_mean<=1"])
+    found = run(files, "result.nii.gz", "thin.nii.gz", require=["residual_mean<=1"])
     assert found.unmet() == ["result.nii.gz: residual_mean_hu is not measured, required <= 1"]
 
 
@@ -466,7 +468,7 @@ def test_a_pairs_file_names_truth_and_thick_and_results_are_found_by_name(tmp_pa
         pairs.append({"thin": f"../data/{name}.nii", "thick": f"{name}.nii"})
     (tmp_path / "res/gone.nii").unlink()
     write_table(tmp_path / "thick/pairs.csv", ["thin", "thick"], pairs, overwrite=False)
-    found = run(tmp_path, "res", "thick/pairs.csv", requirements=["gain>=0.5", "residual_mean<=0.5"])
+    found = run(tmp_path, "res", "thick/pairs.csv", require=["gain>=0.5", "residual_mean<=0.5"])
     assert [(row["case"], row["method"]) for row in found.rows] == [
         ("a.nii", "result"), ("a.nii", "cubic"),
         ("sub/b.nii", "result"), ("sub/b.nii", "cubic"), ("gone.nii", ""),
@@ -499,7 +501,7 @@ def test_a_folder_of_thin_scans_is_a_row_a_case_factor_and_method(tmp_path):
         write_volume(scan(12, seed=i), tmp_path / f"{i}.nii")
     (tmp_path / "bad.nii").write_bytes(b"no image")
     options = ThinOptions(factors=(2.0, 3.0), methods=("inverse", "cubic"))
-    found = evaluate_thin_files(tmp_path, options, Wanted(requirements=["gain>=9"]))
+    found = evaluate_thin_files(tmp_path, options, Wanted(require=["gain>=9"]))
     ok = [(row["case"], row["factor"], row["method"]) for row in found.rows if row["status"] == "ok"]
     assert ok == [
         (f"{i}.nii", factor, method) for i in range(2) for factor in (2, 3) for method in ("inverse", "cubic")

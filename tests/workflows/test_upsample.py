@@ -21,8 +21,10 @@ from ctsr.errors import CtsrError, GeometryError, InputError, ResourceError, Usa
 from ctsr.physics.operator import grid_operator
 from ctsr.physics.profile import ProfileKind, SliceProfile
 from ctsr.workflows import upsample as module
+from ctsr.workflows.folder import Report
+from ctsr.workflows.requests import FileOptions
 from ctsr.workflows.thinner import Thinner
-from ctsr.workflows.upsample import FileOptions, Report, upsample_files
+from ctsr.workflows.upsample import upsample_files
 from tests.infer.tiny import checkpoint
 from tests.io.make import affine_of, ct, nifti, put
 from tests.strategies import rotation, volumes
@@ -30,7 +32,6 @@ from tests.strategies import rotation, volumes
 MATRICES = ["nearest", "linear", "cubic", "inverse"]
 MODELS = ["baseline", *MATRICES]
 FACTORS = [2.0, 3.0, 4.0, 5.0, 2.5, 1.3]
-SILENT = Report(*[lambda text: None] * 3, lambda share, words: None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +55,7 @@ def volume(shape=(9, 8, 7), affine=None, seed=0) -> Volume:
     return Volume(ct(shape, seed), affine_of() if affine is None else affine)
 
 
-def run(source, target, model="baseline", *, report=SILENT, files=None, **options):
+def run(source, target, model="baseline", *, report=Report(), files=None, **options):
     (row,) = upsample_files(source, target, thinner(model, **options), files or FileOptions(), report)
     return row
 
@@ -297,7 +298,6 @@ def test_measured_slices_survive_with_every_profile(tmp_path, kind):
         out,
         Thinner(checkpoint=weights(), factor=3, profile=profile),
         FileOptions(),
-        SILENT,
     )
     assert residual(out, ct(), 3, 1, profile).max() <= 0.75
 
@@ -371,7 +371,7 @@ def test_slabs_come_in_the_order_of_the_file(tmp_path):
         v = Volume(ct((12, 10, 60)), affine)
         slabs = fewer_bytes("inverse", v)
         assert slabs.job(v, is_streamed=True).can_stream
-        upsample_files(tmp_path / f"{name}.nii", tmp_path / f"{name}-out.nii", slabs, FileOptions(), SILENT)
+        upsample_files(tmp_path / f"{name}.nii", tmp_path / f"{name}-out.nii", slabs, FileOptions())
         made = np.asarray(nib.load(tmp_path / f"{name}-out.nii").dataobj)
         np.testing.assert_array_equal(made, thinner("inverse")(v).volume.data)
 
@@ -445,14 +445,14 @@ def test_a_run_that_breaks_off_leaves_all_as_it_was(tmp_path, fault, is_there):
     with pytest.raises(fault):
         run(
             tmp_path / "x.nii.gz", tmp_path / "out.nii.gz",
-            report=Report(*[lambda text: None] * 3, progress), files=files,
+            report=Report(progress=progress), files=files,
         )  # fmt: skip
     assert snapshot(tmp_path) == before
 
 
 def test_the_image_comes_last(tmp_path, monkeypatch):
     put(tmp_path, nifti())
-    monkeypatch.setattr(module, "_preview", lambda *a: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(module, "write_bytes", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         run(tmp_path / "x.nii", tmp_path / "out.nii", files=FileOptions(preview=tmp_path / "p.png"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.nii"]
