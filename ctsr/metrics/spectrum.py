@@ -9,12 +9,12 @@ import numpy as np
 
 __all__ = ["edge_width", "power_above_half", "power_ratio"]
 
-MIN_SLICES = 12  # a Hann window spreads a line over ±2 bins: with fewer the slowest waves leak above half
-HALF = 0.25  # cycles per slice, half of the highest frequency
+_MIN_SLICES = 12  # a Hann window spreads a line over ±2 bins: with fewer the slowest waves leak above half
+_HALF = 0.25  # cycles per slice, half of the highest frequency
 
-EDGE_CONTRAST = 400.0  # HU; soft tissue to lung is 800–900, the noise of a sharp kernel 80
-EDGE_STEEPNESS = 0.25  # of the contrast in the steepest step: an edge of σ > 1.6 slices lies aslant in z
-EDGE_REACH = 12  # slices to each side in which an edge begins and ends
+_EDGE_CONTRAST = 400.0  # HU; soft tissue to lung is 800–900, the noise of a sharp kernel 80
+_EDGE_STEEPNESS = 0.25  # of the contrast in the steepest step: an edge of σ > 1.6 slices lies aslant in z
+_EDGE_REACH = 12  # slices to each side in which an edge begins and ends
 
 
 def power_ratio(
@@ -39,7 +39,7 @@ def power_above_half(pred: np.ndarray, ref: np.ndarray, body: np.ndarray | None 
     if powers is None:
         return None
     frequency, power, power_ref = powers
-    above, above_ref = power[frequency > HALF].sum(), power_ref[frequency > HALF].sum()
+    above, above_ref = power[frequency > _HALF].sum(), power_ref[frequency > _HALF].sum()
     return float(above / above_ref) if above_ref > 0 else None
 
 
@@ -49,7 +49,7 @@ def _powers(
     """Frequencies without 0, and the summed powers of both; works on one row of the image at a time."""
     depth = len(ref)
     inside = np.ones(ref.shape[1:], bool) if body is None else np.asarray(body.all(axis=0))
-    if depth < MIN_SLICES or not inside.any():
+    if depth < _MIN_SLICES or not inside.any():
         return None
     window = np.sin(np.pi * (np.arange(depth) + 0.5) / depth) ** 2  # Hann, symmetric, not zero at the ends
     sums = np.zeros((2, depth // 2 + 1))
@@ -86,16 +86,15 @@ def _row_widths(pred: np.ndarray, ref: np.ndarray, body: np.ndarray | None) -> n
     pred, ref = pred.astype(np.float64), ref.astype(np.float64)
     step = np.diff(ref, axis=0)
     size = np.pad(np.abs(step), ((1, 1), (0, 0)))
-    strong = (
-        (size[1:-1] >= EDGE_STEEPNESS * EDGE_CONTRAST) & (size[1:-1] >= size[:-2]) & (size[1:-1] > size[2:])
-    )
+    here = size[1:-1]
+    strong = (here >= _EDGE_STEEPNESS * _EDGE_CONTRAST) & (here >= size[:-2]) & (here > size[2:])
     if body is not None:
         strong &= body[:-1] & body[1:]
     k, w = np.nonzero(strong)  # the steepest step of an edge is the one from slice k to k + 1
     sign = np.sign(step[k, w])
     low, high = _run(ref, k, w, sign)
     contrast = np.abs(ref[high, w] - ref[low, w])
-    edge = (contrast >= EDGE_CONTRAST) & (np.abs(step[k, w]) >= EDGE_STEEPNESS * contrast)
+    edge = (contrast >= _EDGE_CONTRAST) & (np.abs(step[k, w]) >= _EDGE_STEEPNESS * contrast)
     k, w, sign = k[edge], w[edge], sign[edge]
     return np.stack([_widths(volume, k, w, sign) for volume in (pred, ref)])
 
@@ -103,7 +102,7 @@ def _row_widths(pred: np.ndarray, ref: np.ndarray, body: np.ndarray | None) -> n
 def _run(values: np.ndarray, k: np.ndarray, w: np.ndarray, sign: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and last slice of the monotone runs about the steps k → k + 1 of columns w."""
     low, high = k, k + 1
-    for _ in range(EDGE_REACH):
+    for _ in range(_EDGE_REACH):
         before, after = np.maximum(low - 1, 0), np.minimum(high + 1, len(values) - 1)
         low = np.where(sign * (values[low, w] - values[before, w]) >= 0, before, low)
         high = np.where(sign * (values[after, w] - values[high, w]) >= 0, after, high)
@@ -114,22 +113,20 @@ def _widths(values: np.ndarray, k: np.ndarray, w: np.ndarray, sign: np.ndarray) 
     """10–90 % widths in slices of those runs; infinite for one that is flat or goes the other way."""
     low, high = _run(values, k, w, sign)
     contrast = sign * (values[high, w] - values[low, w])
-    index = np.minimum(low + np.arange(2 * EDGE_REACH + 2)[:, None], high)
+    index = np.minimum(low + np.arange(2 * _EDGE_REACH + 2)[:, None], high)
     profile = sign * (values[index, w] - values[low, w]) / np.where(contrast > 0, contrast, np.inf)
 
     def crossing(level: float) -> np.ndarray:
         below = np.maximum((profile < level).sum(axis=0) - 1, 0)
-        p0, p1, p2, p3 = (
-            profile[np.clip(below + i, 0, len(profile) - 1), np.arange(w.size)] for i in (-1, 0, 1, 2)
-        )
+        around = np.clip(below + np.arange(-1, 3)[:, None], 0, len(profile) - 1)
+        p0, p1, p2, p3 = profile[around, np.arange(w.size)]
         # A cubic through the four samples about the crossing: a straight line makes a Gaussian edge of σ = 1
         # slice 8 % too wide.
         left, right = np.zeros(w.size), np.ones(w.size)
         for _ in range(12):
             t = (left + right) / 2
-            cubic = p1 + t / 2 * (
-                p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0))
-            )
+            bend = 2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)
+            cubic = p1 + t / 2 * (p2 - p0 + t * bend)
             left, right = np.where(cubic < level, t, left), np.where(cubic < level, right, t)
         return np.asarray(below + right)
 

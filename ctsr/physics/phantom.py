@@ -43,11 +43,10 @@ class Nodule:
 class Phantom:
     """hu: (D, H, W) float32, slices from foot to head, rows from back to front, columns from left to right.
 
-    spacing: mm, of the same axes. noise_sd: HU.
+    noise_sd: HU.
     """
 
     hu: np.ndarray
-    spacing: tuple[float, float, float]
     nodules: tuple[Nodule, ...]
     noise_sd: float
 
@@ -84,7 +83,7 @@ def phantom(
     hu += _noise(rng, shape, noise_sd)
     places = [(n.centre - np.array([z[0], y[0], x[0]])).tolist() for n in nodules]
     known = (Nodule(tuple(at), float(2 * n.radii[0]), n.hu) for at, n in zip(places, nodules, strict=True))
-    return Phantom(hu, spacing, tuple(known), noise_sd)
+    return Phantom(hu, tuple(known), noise_sd)
 
 
 # ---- shapes

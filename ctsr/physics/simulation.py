@@ -19,9 +19,9 @@ from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import nearest_matrix
 
-__all__ = ["LARGEST_FACTOR", "simulate_volume", "thicken"]
+__all__ = ["simulate_volume", "thicken"]
 
-LARGEST_FACTOR = 20.0
+_LARGEST_FACTOR = 20.0
 _RATIOS = (0.2, 4.0)  # slice thickness / spacing; nothing outside is scanned
 
 
@@ -122,9 +122,9 @@ def _asked(
         factor = spacing / thin_spacing
     else:
         raise UsageError("--factor and --spacing exclude each other, one of them is needed")
-    if not 1 < factor <= LARGEST_FACTOR:
+    if not 1 < factor <= _LARGEST_FACTOR:
         asked = f"slices from {thin_spacing:.4g} to {spacing:.4g} mm are a factor of {factor:.4g}"
-        raise UsageError(f"{asked}, expected more than 1 and up to {LARGEST_FACTOR:g}")
+        raise UsageError(f"{asked}, expected more than 1 and up to {_LARGEST_FACTOR:g}")
     thickness = spacing if thickness is None else thickness
     if not _RATIOS[0] <= (ratio := thickness / spacing) <= _RATIOS[1]:
         asked = f"slices {thickness:.4g} mm thick and {spacing:.4g} mm apart"
