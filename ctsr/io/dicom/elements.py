@@ -37,14 +37,18 @@ def quiet() -> Iterator[None]:
 
 def texts(dataset: Dataset, tag: int) -> tuple[str, ...]:
     """The values of a text element, as UTF-8, or as Latin-1 where they are none; () where absent or empty."""
-    value = getattr(_element(dataset, tag), "value", None)
-    if value is None:
-        return ()
-    if not isinstance(value, bytes):  # converted before
-        several = value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
-        value = b"\\".join(str(part).encode(errors="replace") for part in several)
-    parts = [part.strip(b" \0\t\r\n") for part in value.split(b"\\")]
-    return tuple(map(_decoded, parts)) if any(parts) else ()
+    value: Any = getattr(_element(dataset, tag), "value", None)
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1")
+    several = (
+        value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
+    )  # converted before
+    joined = "" if value is None else "\\".join(map(str, several))
+    parts = tuple(part.strip(" \0\t\r\n") for part in joined.split("\\"))
+    return parts if any(parts) else ()
 
 
 def text(dataset: Dataset, tag: int) -> str:
@@ -88,10 +92,3 @@ def items(dataset: Dataset, tag: int) -> list[Dataset]:
 def _element(dataset: Dataset, tag: int) -> Any:
     """The element as it was read, unconverted where pydicom has not been asked for it before."""
     return dataset.get_item(tag, keep_deferred=True)
-
-
-def _decoded(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ctsr.io.dicom.records import Slice
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["NATIVE", "NoSlice", "frames_of", "series_of", "slices_of"]
+__all__ = ["NATIVE", "NoSlice", "frames_of", "slices_of"]
 
 NATIVE = frozenset({IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED})  # transfer syntaxes without compressed pixels
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"  # 8 bits, with a slope that makes HU of them
@@ -52,12 +51,6 @@ class NoSlice(Exception):
     def __init__(self, reason: str, fate: str = "skipped") -> None:
         super().__init__(reason)
         self.fate = fate
-
-
-def series_of(header: Header) -> tuple[str, str]:
-    """Study and series of an object; a series without UID is known by its folder."""
-    uid = text(header.dataset, 0x0020000E)
-    return text(header.dataset, 0x0020000D), uid or f"{PurePosixPath(header.file.name).parent}/"
 
 
 def slices_of(header: Header, *, originals_only: bool = False) -> list[Slice]:

@@ -7,13 +7,13 @@ import string
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ctsr.errors import GeometryError, InputError
 from ctsr.io.dicom.elements import quiet, text
-from ctsr.io.dicom.frames import NoSlice, series_of, slices_of
+from ctsr.io.dicom.frames import NoSlice, slices_of
 from ctsr.io.dicom.grid import SAME_POSITION, change_of_spacing, fit_grid
 from ctsr.io.dicom.pixels import check_stored, fingerprint
 from ctsr.io.dicom.records import DicomFile, Refused, Scan, Skipped, Slice, Stack
@@ -56,7 +56,7 @@ def scan(
     once. progress: called with the number of files seen. Pixel bytes are read only where two images share an
     identifier or a position. InputError: the source is absent, damaged, or over the limits.
     """
-    every: dict[tuple[str, str], _Series] = {}
+    every: dict[tuple[str, ...], _Series] = {}
     skipped: list[Skipped] = []
     with quiet():
         for n_files, found in enumerate(find(source), start=1):
@@ -64,8 +64,13 @@ def scan(
             if isinstance(found, Skipped):
                 skipped.append(found)
                 continue
-            name, uid = found.file.name, text(found.dataset, 0x0020000E)
-            series = every.setdefault(series_of(found), _Series(uid))
+            name, uid, study = (
+                found.file.name,
+                text(found.dataset, 0x0020000E),
+                text(found.dataset, 0x0020000D),
+            )
+            folder = "" if uid else str(PurePosixPath(name).parent)  # what tells series without a UID apart
+            series = every.setdefault((study, uid, folder), _Series(uid))
             fates = {"skipped": skipped, "incomplete": series.incomplete, "fault": series.faults}
             try:
                 series.slices += slices_of(found, originals_only=originals_only)
