@@ -68,7 +68,8 @@ _FOREIGN = (  # where, what stands there; what it is, what to do
     (0, b"\xfd7zXZ", "xz, not NIfTI", "unpack it first"),
     (0, b"\x28\xb5\x2f\xfd", "zstd, not NIfTI", "unpack it first"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the image", "git lfs pull"),
-    (344, b"n", "sizeof_hdr is neither 348 nor 540", ""),
+    (344, b"n+1", "sizeof_hdr is neither 348 nor 540", ""),
+    (344, b"ni1", "sizeof_hdr is neither 348 nor 540", ""),
 )
 
 
