@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,44 +120,37 @@ def read_pixels(slices: Sequence[Slice], *, workers: int = 1) -> tuple[np.ndarra
     facts: dict[int, Stored] = {}
 
     def fill(first: int) -> None:
+        file, frames = None, []  # of the last object that was read whole
         with Decoder() as decoder:
-            read = _reader(decoder)
             for k in range(first, len(slices), workers):
-                facts[k] = read(slices[k], values[k])
+                s = slices[k]
+                if not _is_plain(s) and file != s.file:
+                    file, frames = s.file, _frames(s)
+                facts[k] = _read(s, frames, values[k], decoder)
 
     with ThreadPoolExecutor(workers) as pool:
         list((pool.map if workers > 1 else map)(fill, range(workers)))
     return values, [facts[k] for k in range(len(slices))]
 
 
-def _reader(decoder: Decoder) -> Callable[[Slice, np.ndarray], Stored]:
-    """A function that fills one slice, and keeps the frames of the last object that it read whole."""
-    last: tuple[DicomFile, list[Any]] | None = None
-
-    def read(s: Slice, out: np.ndarray) -> Stored:
-        nonlocal last
-        is_signed = short(s.header, 0x00280103) == 1
-        bits, loss = short(s.header, 0x00280101) or 16, is_lossy(s)
-        if _is_plain(s):
-            _read_plain(s, out)
-        else:
-            if last is None or last[0] != s.file:
-                last = s.file, _frames(s)
-            frame = last[1][s.frame or 0]
-            if s.transfer_syntax in NATIVE:
-                out[...] = np.frombuffer(frame, dtype=out.dtype).reshape(out.shape)
-            else:
-                precision, is_reversible = _decode(s, frame, out, decoder, is_signed=is_signed)
-                bits, loss = min(bits, precision), is_lossy(s, is_reversible=is_reversible)
-        if s.transfer_syntax == BIG_ENDIAN:
-            out.byteswap(inplace=True)
-        values = out if is_signed else out.view(np.uint16)
-        if bits < 16:  # the standard lets unused bits hold anything; overlays were kept there until 2004
-            values <<= 16 - bits
-            values >>= 16 - bits  # of a signed type: extends the sign
-        return Stored(int(values.min()), int(values.max()), is_signed, bits, loss)
-
-    return read
+def _read(s: Slice, frames: Sequence[Any], out: np.ndarray, decoder: Decoder) -> Stored:
+    """Fill `out` with a slice, from the frames of its object where these were read whole."""
+    is_signed = short(s.header, 0x00280103) == 1
+    bits, loss = short(s.header, 0x00280101) or 16, is_lossy(s)
+    if _is_plain(s):
+        _read_plain(s, out)
+    elif s.transfer_syntax in NATIVE:
+        out[...] = np.frombuffer(frames[s.frame or 0], dtype=out.dtype).reshape(out.shape)
+    else:
+        precision, is_reversible = _decode(s, frames[s.frame or 0], out, decoder, is_signed=is_signed)
+        bits, loss = min(bits, precision), is_lossy(s, is_reversible=is_reversible)
+    if s.transfer_syntax == BIG_ENDIAN:
+        out.byteswap(inplace=True)
+    values = out if is_signed else out.view(np.uint16)
+    if bits < 16:  # the standard lets unused bits hold anything; overlays were kept there until 2004
+        values <<= 16 - bits
+        values >>= 16 - bits  # of a signed type: extends the sign
+    return Stored(int(values.min()), int(values.max()), is_signed, bits, loss)
 
 
 def _is_plain(s: Slice) -> bool:
