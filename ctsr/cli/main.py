@@ -16,12 +16,9 @@ from ctsr.cli.command import command
 from ctsr.cli.console import Console, to_stdout
 from ctsr.cli.convert import convert
 from ctsr.cli.download_weights import download_weights
-from ctsr.cli.encode_latents import encode_latents
 from ctsr.cli.evaluate import evaluate
-from ctsr.cli.finetune_vae import finetune_vae
 from ctsr.cli.simulate import simulate
-from ctsr.cli.train_baseline import train_baseline
-from ctsr.cli.train_diffusion import train_diffusion
+from ctsr.cli.training import encode_latents, finetune_vae, train_baseline, train_diffusion
 from ctsr.cli.upsample import upsample
 from ctsr.errors import CtsrError, ResourceError, UsageError
 

@@ -1,4 +1,4 @@
-"""How the trainings tell of themselves."""
+"""The three trainings, and `ctsr encode-latents` between them: what they say of themselves and of their results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,82 @@ from ctsr.cli.console import Console, Ticker
 from ctsr.cli.machine import n_cpus
 from ctsr.cli.signals import Interrupted, orderly
 from ctsr.errors import UsageError
-from ctsr.workflows.requests import Training
+from ctsr.workflows.requests import EncodeLatents, FinetuneVae, TrainBaseline, TrainDiffusion, Training
 
-__all__ = ["carry_out"]
+__all__ = ["encode_latents", "finetune_vae", "train_baseline", "train_diffusion"]
 
+METHODS = {"cubic": "cubic_", "stage one": "stage_one_", "diffusion": "", "one sample": "sample_"}
 LEAST_GAIN = 0.1  # of the detail: below it the diffusion adds nothing
 
 
-def carry_out(
+def train_baseline(console: Console, request: TrainBaseline) -> None:
+    """Train the network that doubles slices on your own thin scans.
+
+    Stop it with Ctrl-C and run the same command again to go on. Several GPUs: `torchrun -m ctsr …`.
+    With --init baseline it fine-tunes the shipped weights.
+    """
+    from ctsr.workflows.train_baseline import train_baseline as run
+
+    def show(facts: dict[str, Any], comparison: dict[str, Any]) -> None:
+        console.document(facts | {"comparison": comparison})
+        rows = [{"weights": name} | row for name, row in comparison.items()]
+        console.table(rows, title="on the validation set")
+
+    _carry_out(console, request, run, show)
+
+
+def finetune_vae(console: Console, request: FinetuneVae) -> None:
+    """This leaves the default model as it is: `ctsr train-baseline --init baseline` fine-tunes that one.
+
+    Here the autoencoder is trained that the diffusion works in, on your own thin scans.
+    Stop it with Ctrl-C and run the same command again to go on. Several GPUs: `torchrun -m ctsr …`.
+    """
+    from ctsr.workflows.finetune_vae import finetune_vae as run
+
+    def show(facts: dict[str, Any], metrics: dict[str, Any]) -> None:
+        console.document(facts | {"best": metrics})
+        regions = [name.removesuffix("_mae_hu") for name in metrics if name.endswith("_mae_hu")]
+        rows = [{"": r} | {k: metrics[f"{r}_{k}"] for k in ("mae_hu", "bias_hu")} for r in regions]
+        console.table(rows, title="round trip of the validation set")
+
+    _carry_out(console, request, run, show, yardstick="the linear transform of its size")
+
+
+def train_diffusion(console: Console, request: TrainDiffusion) -> None:
+    """Train the diffusion that refines stage one, on the latents that encode-latents made.
+
+    Stop it with Ctrl-C and run the same command again to go on. Several GPUs: `torchrun -m ctsr …`.
+    """
+    from ctsr.workflows.train_diffusion import train_diffusion as run
+
+    def show(facts: dict[str, Any], metrics: dict[str, Any]) -> None:
+        console.document(facts | metrics)
+        rows = [{"method": name, "PSNR, dB": metrics[f"{key}psnr_4095_db"]} for name, key in METHODS.items()]
+        console.table(rows, title="on the validation set")
+
+    _carry_out(console, request, run, show)
+
+
+def encode_latents(console: Console, request: EncodeLatents) -> None:
+    """Encode thin scans, and what stage one restores from their simulated thick slices, for train-diffusion.
+
+    Stop it when you like: the same command with --skip-existing goes on. A folder holds latents of one autoencoder and
+    one stage one; of several stage ones only where none has seen the scans that it restored.
+    """
+    from ctsr.workflows.encode_latents import encode_latents as run
+    from ctsr.workflows.folder import Report, raise_for_failures
+
+    with console.progress("encoding") as ticker:
+        rows = run(request, report=Report(console.note, console.warn, progress=ticker))
+    console.table(rows, "case", "status", "reason", "pairs", "skipped")
+    raise_for_failures(rows, path=request.latents)
+    console.document({"cases": rows})
+    console.result(
+        f"{request.latents}: {sum(row['pairs'] for row in rows)} pairs of {len(rows)} scans encoded"
+    )
+
+
+def _carry_out(
     console: Console,
     request: Training,
     work: Callable[..., Any],

@@ -29,7 +29,7 @@ __all__ = ["finetune_vae"]
 SMALLEST_STD = 1e-6  # of a channel that says nothing
 
 
-def finetune_vae(request: FinetuneVae, *, report: t.Report, stopping: t.Stopping = t.never) -> t.Result:
+def finetune_vae(request: FinetuneVae, *, report: t.Report, stopping: t.Stopping) -> t.Result:
     """Train the autoencoder; then measure the latents of all that it was trained on, and keep that in its files.
 
     Raises UsageError, InputError, WeightsError, ResourceError before any step, TrainingDiverged during one.

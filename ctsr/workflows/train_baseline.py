@@ -22,7 +22,7 @@ __all__ = ["train_baseline"]
 PAIRS_LOOKED_AT = 128  # for the shares of input spacings; a share is then known to 4 %
 
 
-def train_baseline(request: TrainBaseline, *, report: t.Report, stopping: t.Stopping = t.never) -> t.Result:
+def train_baseline(request: TrainBaseline, *, report: t.Report, stopping: t.Stopping) -> t.Result:
     """Train SimpleUNet3D; from other weights (`init`), validation rows of cubic, before, after and shipped.
 
     Raises UsageError, InputError, WeightsError, ResourceError before any step, TrainingDiverged during one.

@@ -36,7 +36,7 @@ STEP = 0.1  # of a latent's standard deviation, that gains are measured with
 MAKE_LATENTS = "ctsr encode-latents makes them"
 
 
-def train_diffusion(request: TrainDiffusion, *, report: t.Report, stopping: t.Stopping = t.never) -> t.Result:
+def train_diffusion(request: TrainDiffusion, *, report: t.Report, stopping: t.Stopping) -> t.Result:
     """Train U-Net and control branch; before, where κ is neither given nor known, a regression that it follows from.
 
     Raises UsageError, InputError, WeightsError, ResourceError before any step, TrainingDiverged during one.

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,18 +24,7 @@ from ctsr.train.loop import LoopConfig, Outcome
 from ctsr.weights.registry import load_model, locate
 from ctsr.workflows.requests import ScanTraining, Training
 
-__all__ = [
-    "Report",
-    "Result",
-    "Stopping",
-    "card",
-    "is_first",
-    "load_scans",
-    "load_vae",
-    "never",
-    "planned",
-    "prepare",
-]
+__all__ = ["Report", "Result", "Stopping", "card", "is_first", "load_scans", "load_vae", "planned", "prepare"]
 
 STEPS = 20_000
 SAMPLES_A_SCAN = 256  # what one epoch takes from each
@@ -56,11 +45,6 @@ class Result:
 
     outcome: Outcome
     metrics: dict[str, Any] = field(default_factory=dict)
-
-
-def never() -> AbstractContextManager[Callable[[], int | None]]:
-    """A `Stopping` that no signal reaches."""
-    return nullcontext(lambda: None)
 
 
 def is_first() -> bool:

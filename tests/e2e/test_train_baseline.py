@@ -12,9 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import typer
 
 from ctsr.cli.main import app
@@ -24,31 +22,9 @@ from ctsr.train.loop import Outcome
 from ctsr.weights.registry import load_model
 from ctsr.workflows import train_baseline as workflow
 from ctsr.workflows import training
-from tests.io.make import affine_of, nifti, put
-from tests.train import tiny
+from tests.e2e.conftest import make_project
 
 SMALL = ["--patch-size", "16", "16", "16", "--batch-size", "1", "--device", "cpu", "--threads", "1"]
-
-
-def make_project(folder: Path) -> Path:
-    """Two scans to train on, one to validate on, as `convert` leaves them."""
-    data = folder / "data"
-    data.mkdir(parents=True)
-    for seed in (1, 2, 3):
-        hu = np.ascontiguousarray(tiny.body(seed).transpose(2, 1, 0))
-        put(data, nifti(hu, affine_of((0.8, 0.8, 1.0 if seed < 3 else 1.25))), f"scan{seed}.nii.gz")
-    (data / "train_files.txt").write_text("scan1.nii.gz\nscan2.nii.gz\n")
-    (data / "val_files.txt").write_text("scan3.nii.gz\n")
-    return folder
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """A project folder, and the state of the process kept from what a command sets."""
-    threads = torch.get_num_threads()
-    monkeypatch.delenv("RANK", raising=False)
-    yield make_project(tmp_path / "p")
-    torch.set_num_threads(threads)
 
 
 def train(project: Path, *options: str) -> None:
@@ -60,20 +36,18 @@ def installed(project: Path, *options: str) -> subprocess.Popen[str]:
     """The command as a user runs it."""
     command = shutil.which("ctsr", path=os.path.dirname(sys.executable)) or shutil.which("ctsr")
     assert command is not None
-    return subprocess.Popen(
-        [command, "train-baseline", "--project", str(project), *SMALL, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    call = [command, *options, "--project", str(project), *SMALL]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_signal_saves_first_and_the_same_command_goes_on(tmp_path):
-    project = make_project(tmp_path / "p")
-    endless = ["--max-steps", "1000000", "--validate-every", "2", "--warmup-steps", "100000"]
-    last = 0
+@pytest.mark.parametrize(
+    ("command", "kind"), [("train-baseline", "baseline"), ("finetune-vae --preset tiny", "vae")]
+)
+def test_a_signal_saves_first_and_the_same_command_goes_on(tmp_path, command, kind):
+    project, last = make_project(tmp_path / "p"), 0
+    call = [*command.split(), "--validate-every", "2", "--warmup-steps", "100000", "--max-steps"]
     for signum in (signal.SIGTERM, signal.SIGINT):
-        child = installed(project, *endless)
+        child = installed(project, *call, "1000000")
         assert child.stderr is not None
         lines = []
         for line in child.stderr:  # until it has validated twice
@@ -87,8 +61,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(tmp_path):
         err = "".join(lines) + rest
         assert child.returncode in (-signum, 128 + signum), err
         assert took < 10, err
-        assert out == ""
-        assert err.splitlines()[-1] == "error: interrupted"
+        assert (out, err.splitlines()[-1]) == ("", "error: interrupted")
         assert "Traceback" not in err
         if last:
             assert f"note: going on from step {last}\n" in err
@@ -96,7 +69,10 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(tmp_path):
         assert found is not None, err
         assert int(found[1]) > last
         last = int(found[1])
-        assert checkpoint.read(project / "checkpoints/baseline").card["training"]["step"] == last
+        assert checkpoint.read(project / "checkpoints" / kind).card["training"]["step"] == last
+    out, err = installed(project, *call, str(last + 1)).communicate(timeout=60)
+    assert f"note: going on from step {last}\n" in err
+    assert f": {last + 1} steps, best " in out
 
 
 def test_a_project_is_all_it_needs_and_gets(project, capsys):
