@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctsr.data.manifest import MANIFEST, update_manifest
+from ctsr.data.manifest import update_manifest
 from ctsr.data.splits import SMALLEST
 from ctsr.errors import CtsrError, InputError, SomeCasesFailed, UsageError
-from ctsr.io.atomic import check_output, output_error
+from ctsr.io.atomic import check_output
 from ctsr.io.dicom.elements import text
 from ctsr.io.dicom.records import Refused, Stack
 from ctsr.io.dicom.scan import scan
 from ctsr.io.lists import read_table, write_table
-from ctsr.workflows.convert_names import KEY, Naming, content_digest, find_key
+from ctsr.workflows.convert_names import SOURCE, Naming, content_digest, naming_of
 from ctsr.workflows.convert_select import refuse_incomplete, select, spacing
 from ctsr.workflows.convert_series import converter
 from ctsr.workflows.folder import (
@@ -34,7 +34,6 @@ from ctsr.workflows.requests import Conversion
 
 __all__ = ["Outcome", "convert", "parse_splits"]
 
-SOURCE = "ctsr convert"  # in the manifest: how a scan came about
 LINK_COLUMNS = ["file", "patient_id", "study_uid", "series_uid", "stack"]
 _BURNED_IN = 0x00280301  # BurnedInAnnotation
 
@@ -150,7 +149,7 @@ def convert(
     stacks = _wanted(source, c, report, outcome)
     if not stacks:
         return outcome
-    naming = _naming(project, data, c, report)
+    naming = naming_of(project, data, c, report)
     if naming is None:
         outcome.series += [_planned(stack, "") for stack in stacks]
         return outcome
@@ -207,26 +206,6 @@ def _wanted(source: Path, c: Conversion, report: Report, outcome: Outcome) -> li
         reason = f"all {len(left_out)} series are left out, the first by {left_out[0][1]}"
         raise UsageError(reason, path=source, report=outcome.document())
     return [s for s in stacks if s not in burned]
-
-
-def _naming(project: Path, data: Path, c: Conversion, report: Report) -> Naming | None:
-    """How scans are named; None in a dry run of a project that has no key yet."""
-    manifest = data / MANIFEST
-    rows = read_table(manifest, columns=["file"]) if manifest.exists() else []
-    has_key = (project / KEY).exists()
-    if not c.is_dry_run:
-        try:
-            data.mkdir(parents=True, exist_ok=True)
-            project.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise output_error(exc, data) from exc
-    is_needed = any(row.get("source") == SOURCE for row in rows)
-    key = find_key(project, create=not c.is_dry_run, is_needed=is_needed)
-    if key is not None and not has_key:
-        report.note(f"{project / KEY}: made; names follow from it, so keep it, and keep it to yourself")
-    if c.names == "patient":
-        report.note("names hold the patient IDs: for public collections only")
-    return None if key is None else Naming(key, c.names)
 
 
 def _run(

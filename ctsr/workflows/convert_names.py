@@ -13,14 +13,19 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctsr.data.manifest import MANIFEST
 from ctsr.errors import InputError, UsageError
-from ctsr.io.atomic import input_error, write_text
+from ctsr.io.atomic import input_error, output_error, write_text
 from ctsr.io.dicom.elements import text
 from ctsr.io.dicom.records import Slice, Stack
+from ctsr.io.lists import read_table
+from ctsr.workflows.folder import Report
+from ctsr.workflows.requests import Conversion
 
-__all__ = ["KEY", "Naming", "content_digest", "find_key"]
+__all__ = ["KEY", "SOURCE", "Naming", "content_digest", "naming_of"]
 
 KEY = "subject.key"
+SOURCE = "ctsr convert"  # in the manifest: how a scan came about
 _FRAME_OF_REFERENCE, _SOP_INSTANCE = 0x00200052, 0x00080018
 _LONGEST_ID = 64  # characters of a patient ID, as in the standard
 
@@ -65,30 +70,38 @@ def _size(s: Slice) -> int:
         raise input_error(exc, s.file.name) from exc
 
 
-def find_key(project: Path, *, create: bool, is_needed: bool) -> bytes | None:
-    """The key of a project folder, made where there is none; None where it is not to be made.
+def naming_of(project: Path, data: Path, c: Conversion, report: Report) -> Naming | None:
+    """How scans are named, by the key of the project; where there is none, it is made, or in a dry run None.
 
-    is_needed: scans are there that were named with it, so another one would give their patients a second name.
+    Makes both folders, but for a dry run. Raises UsageError where scans are there that were named with a key that is
+    gone: another one would give their patients a second name.
     """
-    path = project / KEY
+    path, manifest = project / KEY, data / MANIFEST
+    rows = read_table(manifest, columns=["file"]) if manifest.exists() else []
+    if c.names == "patient":
+        report.note("names hold the patient IDs: for public collections only")
+    if not c.is_dry_run:
+        try:
+            for folder in (project, data):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise output_error(exc, data) from exc
     if not path.exists():
-        if is_needed:
-            raise UsageError(
-                "is not there, but the manifest holds scans that were named with it",
-                path=path,
-                hint="put it back, or convert into another project",
-            )
-        if not create:
+        if any(row.get("source") == SOURCE for row in rows):
+            reason = "is not there, but the manifest holds scans that were named with it"
+            raise UsageError(reason, path=path, hint="put it back, or convert into another project")
+        if c.is_dry_run:
             return None
         try:
             write_text(path, secrets.token_hex(32) + "\n", overwrite=False, mode=0o600)
         except UsageError:
             if not path.is_file():  # else another share of the work was first
                 raise
+        report.note(f"{path}: made; names follow from it, so keep it, and keep it to yourself")
     try:
         found = path.read_text("ascii", errors="replace").strip()
     except OSError as exc:
         raise input_error(exc, path) from exc
     if not re.fullmatch(r"[0-9a-f]{64}", found):
         raise InputError("is no key of 64 hexadecimal digits", path=path, hint="restore it from a backup")
-    return bytes.fromhex(found)
+    return Naming(bytes.fromhex(found), c.names)

@@ -231,7 +231,7 @@ def run_cases(
         except Exception as exc:
             error = exc if isinstance(exc, CtsrError) else _internal(exc, case)
             if _stops_the_run(error):
-                raise error from exc
+                raise
             row |= {"status": "failed", "code": error.exit_code, "reason": error.reason}
             if failed is None:
                 report.warn(f"failed: {error}")
@@ -287,7 +287,8 @@ def agreeing_record(target: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     record = read_record(target / RECORD) if target.is_dir() else read_sidecar(target)
     if not record:
         raise UsageError("exists without a record of how it was made", path=target, hint=hint)
-    there = record | record.get("request", {})
+    request = record.get("request")
+    there = record | (request if isinstance(request, dict) else {})
     for key, value in asked.items():
         if there.get(key) != value:
             found = f"was made with {key} {there.get(key)}, asked for is {value}"
