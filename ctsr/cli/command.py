@@ -64,9 +64,8 @@ def command(work: Callable[..., None]) -> Callable[..., None]:
     @wraps(work)
     def run(**given: Any) -> None:
         for name, value in given.items():
-            if isinstance(value, float) and not math.isfinite(
-                value
-            ):  # `inf` and `1e400` pass a parser's bounds
+            # `inf` and `1e400` pass a parser's bounds
+            if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"--{name.replace('_', '-')}: {value} is not a finite number")
             if value == Path("-"):
                 reason = "reading from standard input or writing to standard output is not supported"

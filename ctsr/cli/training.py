@@ -80,9 +80,8 @@ def encode_latents(console: Console, request: EncodeLatents) -> None:
     console.table(rows, "case", "status", "reason", "pairs", "skipped")
     raise_for_failures(rows, path=request.latents)
     console.document({"cases": rows})
-    console.result(
-        f"{request.latents}: {sum(row['pairs'] for row in rows)} pairs of {len(rows)} scans encoded"
-    )
+    pairs = sum(row["pairs"] for row in rows)
+    console.result(f"{request.latents}: {pairs} pairs of {len(rows)} scans encoded")
 
 
 def _carry_out(
@@ -100,10 +99,8 @@ def _carry_out(
     """
     from ctsr.workflows.training import is_first
 
-    if request.workers > 4 * n_cpus():
-        raise UsageError(
-            f"--workers: {request.workers} is not in 0…{4 * n_cpus()}, four for each of {n_cpus()} CPUs"
-        )
+    if request.workers > (most := 4 * n_cpus()):
+        raise UsageError(f"--workers: {request.workers} is not in 0…{most}, four for each CPU")
     console.quiet = console.quiet or not is_first()
     with console.progress("training") as ticker:
         result = work(request, report=_Told(console, ticker, yardstick), stopping=orderly)
@@ -116,11 +113,9 @@ def _carry_out(
     show({"step": outcome.step, "best_psnr_4095_db": outcome.best_db}, result.metrics)
     if outcome.was_finished:
         console.note(f"this run is finished: {outcome.step} steps are done (--max-steps for more)")
-    best = (
-        "–"
-        if outcome.best_db is None
-        else f"{outcome.best_db:.2f} dB (peak 4095) at step {outcome.best_step}"
-    )
+    best = "–"
+    if outcome.best_db is not None:
+        best = f"{outcome.best_db:.2f} dB (peak 4095) at step {outcome.best_step}"
     console.result(f"{request.folder}: {outcome.step} steps, best {best}")
 
 

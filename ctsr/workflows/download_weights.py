@@ -32,9 +32,9 @@ def verify_weights(names: Sequence[str], root: Path) -> list[Row]:
     rows = rows or [row for row in list_weights(root) if row["path"]]
     altered = []
     for row in rows:
-        row["state"] = "whole"
+        row["state"], entry = "whole", _entry(row["name"])
         try:
-            if (entry := _entry(row["name"])) is not None:
+            if entry.reference.repo:
                 hub.read(entry.reference, root, sha256=entry.sha256)
         except WeightsError as exc:
             row["state"] = exc.reason
@@ -60,26 +60,26 @@ def download_weights(
     What is there and whole is left alone, unless `overwrite`. Raises what `hub.download` and `hub.read` raise.
     """
     entries = [(name, _entry(name, revision)) for name in names]
-    for entry in (entry for _, entry in entries if entry is not None):
+    for entry in (entry for _, entry in entries if entry.reference.repo):
+        of = entry.reference
         with suppress(WeightsError):  # not here, or altered
             if not overwrite:
-                hub.read(entry.reference, root, sha256=entry.sha256)
+                hub.read(of, root, sha256=entry.sha256)
                 continue
         if source is not None:
-            data = hub.read(entry.reference, source, sha256=entry.sha256)
-            hub.store(data, entry.reference, root, hub.record_of(entry.reference, source))
+            hub.store(hub.read(of, source, sha256=entry.sha256), of, root, hub.record_of(of, source))
         else:
             known = {"sha256": entry.sha256, "licence": entry.licence}
-            hub.download(entry.reference, root, **known, timeout=timeout, progress=progress)
+            hub.download(of, root, **known, timeout=timeout, progress=progress)
     return [_row(name, entry, root) for name, entry in entries]
 
 
-def _entry(name: str, revision: str | None = None) -> Published | None:
-    """What a name or `hf://…` stands for; None for what is inside the package."""
+def _entry(name: str, revision: str | None = None) -> Published:
+    """What a name or `hf://…` stands for; of what is inside the package the reference has no repository."""
     if name in SHIPPED:
         if revision is not None:
             raise UsageError("--revision has no meaning for it: it is inside the package", path=name)
-        return None
+        return Published(name, hub.Reference("", "", SHIPPED[name]), "Apache-2.0")
     if name.startswith("hf://"):
         reference = hub.Reference.parse(name)
         known = [entry for entry in PUBLISHED.values() if entry.reference == reference]
@@ -96,20 +96,18 @@ def _entry(name: str, revision: str | None = None) -> Published | None:
     return replace(entry, reference=asked, sha256="")
 
 
-def _row(name: str, entry: Published | None, root: Path) -> Row:
+def _row(name: str, entry: Published, root: Path) -> Row:
     """What is known of weights: from the file where it is inside the package, else from its record in `root`."""
-    if entry is None:
+    of = entry.reference
+    known, path = hub.record_of(of, root) if of.repo else {}, of.under(root)
+    if not of.repo:
         path = locate(name)
         data = path.read_bytes()
-        known: Row = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "path": str(path)}
-        entry = Published(name, hub.Reference("", "", path.name), "Apache-2.0", len(data) / 1e6)
-    elif known := hub.record_of(entry.reference, root):
-        known["path"] = str(entry.reference.under(root))
-    of = entry.reference
+        known = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "is_pinned": True}
     return {
         "name": name, "kind": entry.kind, "source": f"hf://{of.repo}" if of.repo else "inside the package",
         "revision": of.revision, "commit": known.get("commit", ""), "file": of.file, "bytes": known.get("bytes"),
         "size": f"{known.get('bytes', entry.size_mb * 1e6) / 1e6:.3g} MB",
-        "sha256": known.get("sha256", entry.sha256) or "not pinned", "is_pinned": known.get("is_pinned", not of.repo),
-        "licence": entry.licence, "path": known.get("path", ""),
+        "sha256": known.get("sha256", entry.sha256) or "not pinned", "is_pinned": known.get("is_pinned", False),
+        "licence": entry.licence, "path": str(path) if known else "",
     }  # fmt: skip
