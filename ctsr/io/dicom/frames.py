@@ -89,45 +89,55 @@ def slices_of(header: Header, *, originals_only: bool = False) -> list[Slice]:
     slices = []
     for k, (frame, kind, place) in enumerate(zip(frames, types, places, strict=True)):
         position, orientation, pixel_spacing = place
-        thickness, kernel = number(frame, 0x00180050), text(frame, 0x00181210)
-        traits = {  # those that tell most come first
-            "orientation": "",  # this one and the pixel spacing are compared, with a tolerance, by the scan
-            "matrix size": f"{columns} × {rows}",
-            "pixel spacing": "",
-            "kernel": re.sub(r"[^A-Za-z0-9 ._+/\\-]", "?", kernel)[:32],  # free text, fit for a message
-            "kV": _rounded(frame, 0x00180060),
-            "field of view": _rounded(frame, 0x00181100),
-            # the fourth value is the vendor's; it changes within one scan (GE: ADD)
-            "image type": "\\".join((*kind[2:3], "derived" if _is_derived(kind) else "original")),
-            "stack": text(frame, 0x00209056) if is_multiframe else "",
-            "time": text(frame, 0x00209128) if is_multiframe else "",
-            "patient": text(dataset, 0x00100020),  # two may share UIDs after a careless anonymisation
-            "frame of reference": text(dataset, 0x00200052),
-            "SOP class": sop_class,
-        }
-        slices.append(
-            Slice(
-                file=header.file,
-                header=frame,
-                frame=k if is_multiframe else None,
-                position=np.array(position),
-                row=np.array(orientation[:3]),
-                column=np.array(orientation[3:]),
-                pixel_spacing=pixel_spacing,
-                shape=(rows, columns),
-                slope=number(frame, 0x00281053),
-                intercept=number(frame, 0x00281052),
-                rescale_type=text(frame, 0x00281054),
-                thickness=thickness if thickness and thickness > 0 else None,
-                kernel=kernel,
-                image_type=kind[:4],
-                transfer_syntax=header.transfer_syntax,
-                pixel_offset=header.pixels[0],
-                traits=traits,
-                notes=tuple(sorted(notes)),
-            )
+        thickness = number(frame, 0x00180050)
+        of_object = {"matrix size": f"{columns} × {rows}", "SOP class": sop_class}
+        made = Slice(
+            file=header.file,
+            header=frame,
+            frame=k if is_multiframe else None,
+            position=np.array(position),
+            row=np.array(orientation[:3]),
+            column=np.array(orientation[3:]),
+            pixel_spacing=pixel_spacing,
+            shape=(rows, columns),
+            slope=number(frame, 0x00281053),
+            intercept=number(frame, 0x00281052),
+            rescale_type=text(frame, 0x00281054),
+            thickness=thickness if thickness and thickness > 0 else None,
+            kernel=text(frame, 0x00181210),
+            image_type=kind[:4],
+            transfer_syntax=header.transfer_syntax,
+            pixel_offset=header.pixels[0],
+            traits=_traits(frame, kind, is_multiframe=is_multiframe) | of_object,
+            notes=tuple(sorted(notes)),
         )
+        slices.append(made)
     return slices
+
+
+def _traits(frame: Dataset, image_type: tuple[str, ...], *, is_multiframe: bool) -> dict[str, str]:
+    """What the slices of one stack have in common; those that tell most come first."""
+
+    def rounded(tag: int) -> str:
+        value = number(frame, tag)
+        return "" if value is None else f"{value:g}"
+
+    return {
+        "orientation": "",  # this one and the pixel spacing are compared, with a tolerance, by the scan
+        "matrix size": "",
+        "pixel spacing": "",
+        "kernel": re.sub(r"[^A-Za-z0-9 ._+/\\-]", "?", text(frame, 0x00181210))[
+            :32
+        ],  # free text, fit for a message
+        "kV": rounded(0x00180060),
+        "field of view": rounded(0x00181100),
+        # the fourth value is the vendor's; it changes within one scan (GE: ADD)
+        "image type": "\\".join((*image_type[2:3], "derived" if _is_derived(image_type) else "original")),
+        "stack": text(frame, 0x00209056) if is_multiframe else "",
+        "time": text(frame, 0x00209128) if is_multiframe else "",
+        "patient": text(frame, 0x00100020),  # two may share UIDs after a careless anonymisation
+        "frame of reference": text(frame, 0x00200052),
+    }
 
 
 def frames_of(dataset: Dataset) -> list[Dataset]:
@@ -217,8 +227,3 @@ def _check_length(header: Header, expected: int) -> set[str]:
     if there < expected:
         raise NoSlice(f"pixel data of {name} is cut short ({there} of {expected} bytes)", "fault")
     return {"pixel data are longer than the image"} if length > expected + 1 else set()
-
-
-def _rounded(frame: Dataset, tag: int) -> str:
-    value = number(frame, tag)
-    return "" if value is None else f"{value:g}"

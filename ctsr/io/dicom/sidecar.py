@@ -53,7 +53,7 @@ _LISTED = 8  # distinct values that are listed; of more numbers, only how far th
 
 
 def attributes(slices: Sequence[Slice]) -> dict[str, Any]:
-    """Keyword → value, for JSON: the slices' common value; where it varies, [value, count] pairs.
+    """Keyword → value, for JSON: the slices' common value, several as a tuple; where it varies, [value, count] pairs.
 
     More than eight distinct numbers (a tube current that follows the patient) become least and greatest value.
     """
@@ -120,11 +120,7 @@ def _single(values: tuple[Any, ...]) -> Any:
 def _summary(counts: Counter[Any]) -> Any:
     kept = Counter({value: n for value, n in counts.items() if value not in (None, (), "")})
     if len(kept) <= 1:
-        return _listed(next(iter(kept), None))
+        return next(iter(kept), None)
     if len(kept) > _LISTED and all(isinstance(v, int | float) for v in kept):
         return {"min": min(kept), "max": max(kept)}
-    return [[_listed(value), n] for value, n in kept.most_common(_LISTED)]
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [[value, n] for value, n in kept.most_common(_LISTED)]
