@@ -1,17 +1,23 @@
-"""Which patient trains, validates or tests: by the patient's hash, and for good once it stands in a list."""
+"""Which patient trains, validates or tests: by the patient's hash, and for good once it stands in a list.
+
+`manifest.csv` of a data folder has a row a scan; the lists follow from it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctsr.errors import InputError
-from ctsr.io.lists import read_file_list, write_file_list
+from ctsr.io.lists import read_file_list, read_table, write_file_list, write_table
 
-__all__ = ["SETS", "SHARES", "assign", "list_path", "update_lists"]
+__all__ = ["MANIFEST", "SETS", "SHARES", "assign", "list_path", "update_lists", "update_manifest"]
 
+MANIFEST = "manifest.csv"
+COLUMNS = ["file", "patient", "set", "slices", "spacing_mm", "thickness_mm", "pixel_mm", "source"]
 SETS = ("train", "val", "test")
 SHARES = {"val": 0.1, "test": 0.1}  # of the patients; the rest trains
 SMALLEST = 3  # patients from which on no set is empty
@@ -95,3 +101,44 @@ def _listed(data_dir: Path) -> dict[str, str]:
             if listed.setdefault(relative, name) != name:
                 raise InputError(f"stands in {listed[relative]}_files.txt too", path=f"{path}: {relative}")
     return listed
+
+
+def update_manifest(
+    data: Path, rows: Sequence[Mapping[str, Any]], *, shares: Mapping[str, float] = SHARES, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Put `rows` into the manifest in place of those of the same files, and write the lists; returns `rows` with sets.
+
+    A row has at least file (relative to `data`, /) and patient. `unlisted` says why a scan is kept out of the lists.
+    Files with one `sha256` are one scan, whatever they are called: its patients count as one and share a set.
+    Rows of other files, and columns that this version does not know, are kept.
+    Raises InputError where the lists, as they are, have a patient in two sets.
+    """
+    path = data / MANIFEST
+    own = {row["file"] for row in rows}
+    others = read_table(path, columns=["file"]) if path.exists() else []
+    every: list[dict[str, Any]] = [row for row in others if row["file"] not in own] + [dict(r) for r in rows]
+    sets = update_lists(data, _persons([r for r in every if not r.get("unlisted")]), shares=shares, seed=seed)
+    for row in every:
+        row["set"] = sets.get(row["file"], "")
+    columns = list(dict.fromkeys([*COLUMNS, *(name for row in every for name in row)]))
+    write_table(path, columns, every, overwrite=True)
+    return every[len(every) - len(rows) :]
+
+
+def _persons(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """file → the first of all patients that hold a scan in common with this file's; mostly its own."""
+    joined: dict[str, str] = {}
+
+    def first(patient: str) -> str:
+        while patient in joined:
+            patient = joined[patient]
+        return patient
+
+    holder: dict[str, str] = {}
+    for row in rows:
+        patient = first(row.get("patient") or row["file"])
+        if digest := row.get("sha256"):
+            other = first(holder.setdefault(digest, patient))
+            if other != patient:
+                joined[patient] = other
+    return {row["file"]: first(row.get("patient") or row["file"]) for row in rows}

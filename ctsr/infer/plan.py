@@ -67,19 +67,14 @@ def make_plan(
     Raises ResourceError where not even the smallest slab fits; it says what would.
     """
     plans, least = [], math.inf
-    voxels = pipeline.recipe.n * pipeline.plane
-    kept = input_bytes + is_padded * (input_bytes + voxels)
-    kept += (
-        pipeline.m * pipeline.plane * ((0 if is_streamed else itemsize) + 4 * (keeps_added + keeps_spread))
-    )
-    diffuser = pipeline.diffuser
-    fixed = PYTHON_BYTES + (0 if pipeline.engine is None else TORCH_BYTES) + kept + pipeline.matrix_bytes
-    loaded = 0.0
+    voxels, kept_a_voxel = pipeline.recipe.n * pipeline.plane, 4 * (keeps_added + keeps_spread)
+    fixed = PYTHON_BYTES + pipeline.matrix_bytes + input_bytes + is_padded * (input_bytes + voxels)
+    fixed += pipeline.m * pipeline.plane * (kept_a_voxel + (0 if is_streamed else itemsize))
+    fixed += 0 if pipeline.engine is None else TORCH_BYTES
+    loaded, diffuser = 0.0, pipeline.diffuser
     if diffuser is not None:
         fixed += DIFFUSION_BYTES + diffuser.parameter_bytes
-        loaded = (
-            PYTHON_BYTES + TORCH_BYTES + DIFFUSION_BYTES + 2 * diffuser.parameter_bytes
-        )  # file and tensors
+        loaded = PYTHON_BYTES + TORCH_BYTES + DIFFUSION_BYTES + 2 * diffuser.parameter_bytes  # file, tensors
     for tiling in _tilings(pipeline):
         for slabs in _cuts(pipeline.m):
             several = (slabs[0], slabs[len(slabs) // 2])
@@ -147,13 +142,12 @@ def _slab_bytes(
     plane, doublings = pipeline.plane, pipeline.recipe.n_doublings
     start, stop = pipeline.widened(start, stop)
     thin = stop - start
-    rounded = thin * plane * (itemsize + is_padded + (4 if keeps_added else 0))
+    rounded = thin * plane * (itemsize + is_padded + 4 * keeps_added)
     rounded += 4 * thin * BLOCK_ROWS * pipeline.tiling.width
-    first, last = pipeline.source_range(start, stop)
-    thick = last - first
     if pipeline.engine is None or doublings == 0:
         return thin * plane * 4 + rounded
-    fine = thick * 2**doublings
+    first, last = pipeline.source_range(start, stop)
+    fine = (last - first) * 2**doublings
     before = fine // 2 if doublings > 1 else 0
     doubling = (before + 2 * fine) * plane * 4 + pipeline.engine.working_bytes(*tiling.largest)
     finish = (fine + (thin if pipeline.resamples else 0)) * plane * 4 + rounded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ __all__ = ["SAMPLERS", "Sampling"]
 
 SAMPLERS = ("multistep", "ddim", "ancestral")
 ESTIMATES = ("mean", "sample")
-STEPS_LIMIT = SAMPLES_LIMIT = 1000
-GUIDANCE_LIMIT = 20.0
+MOST = 1000  # steps, or samples
+GUIDANCE_LIMIT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +28,15 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise UsageError(f"--sampler: {self.sampler} is not {', '.join(SAMPLERS)}")
-        if self.estimate not in ESTIMATES:
-            raise UsageError(f"--estimate: {self.estimate} is not {' or '.join(ESTIMATES)}")
-        for name, value, most in (
-            ("num-steps", self.num_steps, STEPS_LIMIT),
-            ("samples", self.samples, SAMPLES_LIMIT),
+        for option, is_possible, words in (
+            ("sampler", self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
+            ("estimate", self.estimate in ESTIMATES, " or ".join(ESTIMATES)),
+            ("num_steps", 1 <= self.num_steps <= MOST, f"in 1…{MOST}"),
+            ("samples", 1 <= self.samples <= MOST, f"in 1…{MOST}"),
+            ("guidance_scale", 0 <= self.guidance_scale <= GUIDANCE_LIMIT, f"in 0…{GUIDANCE_LIMIT}"),
         ):
-            if not 1 <= value <= most:
-                raise UsageError(f"--{name}: {value} is not in 1…{most}")
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= GUIDANCE_LIMIT):
-            raise UsageError(f"--guidance-scale: {self.guidance_scale:g} is not in 0…{GUIDANCE_LIMIT:g}")
+            if not is_possible:
+                raise UsageError(f"--{option.replace('_', '-')}: {getattr(self, option)} is not {words}")
 
     @property
     def calls(self) -> int:

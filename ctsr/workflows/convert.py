@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctsr.data.manifest import update_manifest
-from ctsr.data.splits import SMALLEST
+from ctsr.data.splits import SMALLEST, update_manifest
 from ctsr.errors import CtsrError, InputError, SomeCasesFailed, UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.dicom.elements import text

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctsr.data.manifest import MANIFEST
+from ctsr.data.splits import MANIFEST
 from ctsr.errors import InputError, UsageError
 from ctsr.io.atomic import input_error, output_error, write_text
 from ctsr.io.dicom.elements import text

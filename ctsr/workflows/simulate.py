@@ -11,8 +11,7 @@ import numpy as np
 
 from ctsr.core.geometry import slice_axis
 from ctsr.core.volume import Volume, rounded
-from ctsr.data.manifest import MANIFEST, update_manifest
-from ctsr.data.splits import SETS, list_path
+from ctsr.data.splits import MANIFEST, SETS, list_path, update_manifest
 from ctsr.errors import UsageError
 from ctsr.io.atomic import check_output
 from ctsr.io.lists import read_table, stem, write_table
