@@ -94,7 +94,7 @@ class CtVae(nn.Module):
     """x: (B, 1, D, H, W) HU / hu_scale ↔ z: (B, C, d, h, w), d = ⌈D / stride⌉ and so on. Any D, H, W ≥ 1.
 
     latent_mean, latent_std: (C,) over the training set, part of the file; 0 and 1 before they are measured.
-    encoder.reach: latent voxels beside a latent voxel whose image voxels it depends on, (z, y, x); decoder.reach: latent
+    encoder.reach: latent voxels (z, y, x) beside a latent voxel whose image voxels it depends on; decoder.reach: latent
     voxels beside its own that an image voxel depends on.
     """
 
