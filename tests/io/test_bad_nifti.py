@@ -7,8 +7,8 @@ import math
 import os
 import struct
 import zlib
-from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -343,7 +343,8 @@ def test_a_disk_error_while_reading_is_an_input_error(tmp_path, monkeypatch):
 # Damage at random
 
 
-def flips(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.ci)])
+def test_no_flipped_bit_passes(tmp_path, count):
     path = tmp_path / "flipped.nii.gz"
     data = ct((16, 16, 8))
     write_volume(Volume(data, affine_of()), path)
@@ -364,19 +365,13 @@ def flips(tmp_path: Path, count: int) -> None:
     assert accepted < 60
 
 
-def test_no_flipped_bit_passes(tmp_path):
-    flips(tmp_path, 600)
-
-
-@pytest.mark.ci
-def test_no_flipped_bit_passes_at_length(tmp_path):
-    flips(tmp_path, 10_000)
-
-
-def mutants(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.ci)])
+def test_a_mutated_header_gives_a_sound_volume_or_one_of_our_errors(tmp_path, count):
     """Either our family of errors, or a volume whose invariants hold, all bytes accounted for."""
     rng = np.random.default_rng(2)
-    version_2 = _nifti_2()
+    image = nib.Nifti2Image(ct(), affine_of())
+    image.header.set_xyzt_units("mm")
+    version_2 = image.to_bytes()
     path = tmp_path / "mutant.nii"
     accepted = 0
     refusals: list[CtsrError] = []
@@ -407,20 +402,3 @@ def mutants(tmp_path: Path, count: int) -> None:
         assert volume.form_code in range(1, 6)
     assert all(e.exit_code in (3, 4) and str(e).isprintable() for e in refusals)
     assert 0 < accepted < 0.75 * count  # bytes that hold text or are unused may change freely
-
-
-def _nifti_2() -> bytes:
-    import nibabel as nib
-
-    image = nib.Nifti2Image(ct(), affine_of())
-    image.header.set_xyzt_units("mm")
-    return image.to_bytes()
-
-
-def test_a_mutated_header_gives_a_sound_volume_or_one_of_our_errors(tmp_path):
-    mutants(tmp_path, 500)
-
-
-@pytest.mark.ci
-def test_a_mutated_header_gives_a_sound_volume_or_one_of_our_errors_at_length(tmp_path):
-    mutants(tmp_path, 20_000)
