@@ -103,9 +103,8 @@ class PairSource:
         """A patch (D, H, W) float32 in HU with its spacing along D, mm."""
         r = self.recipe
         if rng.random() < r.uniform_share:
-            return np.full(r.patch, rng.uniform(-1024, 3071), np.float32), rng.uniform(
-                0.6, r.truth_spacing_max
-            )
+            hu = np.full(r.patch, rng.uniform(-1024, 3071), np.float32)
+            return hu, rng.uniform(0.6, r.truth_spacing_max)
         is_thick = not self.along_z or (bool(self.in_plane) and rng.random() < r.thick_share)
         volume = _choose(rng, self.in_plane if is_thick else self.along_z)
         axis = 0 if not is_thick and rng.random() < r.along_z_share else int(rng.integers(1, 3))
@@ -138,7 +137,8 @@ class PairSource:
         z = int(rng.integers(0, hu.shape[0] - taken + 1))
         block = _plane_crop(rng, hu[z : z + taken], height, width)
         if is_native:
-            return _fill(block, depth), spacing
+            missing = max(0, depth - len(block))  # mirrored, where the scan has fewer slices
+            return np.pad(block, ((0, missing), (0, 0), (0, 0)), mode="symmetric"), spacing
         slack = taken * spacing - depth * target
         centres = rng.uniform(0, max(slack, 0)) + (np.arange(depth) + 0.5) * target
         to_truth = thickening_matrix(
@@ -162,14 +162,7 @@ class PairSource:
             len(truth) // 2, SliceProfile(kind), spacing=thick_spacing, thickness=rho * thick_spacing
         )
         thick = apply_along_z(A, truth)
-        return Pair(
-            truth=truth,
-            thick=thick,
-            inverse=apply_along_z(inverse, thick),
-            null=null.astype(np.float32),
-            rho=rho,
-            input_spacing=thick_spacing,
-        )
+        return Pair(truth, thick, apply_along_z(inverse, thick), null.astype(np.float32), rho, thick_spacing)
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -190,9 +183,3 @@ def _plane_crop(rng: np.random.Generator, hu: np.ndarray, height: int, width: in
         strips.append(hu[:, y : y + rows, x : x + columns].astype(np.float32))
     block = np.concatenate(strips, axis=1)[:, :height] if len(strips) > 1 else strips[0]
     return np.pad(block, ((0, 0), (0, 0), (0, width - columns)), mode="edge") if columns < width else block
-
-
-def _fill(block: np.ndarray, depth: int) -> np.ndarray:
-    """The block mirrored along z up to `depth` slices, where the scan has fewer."""
-    missing = depth - len(block)
-    return np.pad(block, ((0, missing), (0, 0), (0, 0)), mode="symmetric") if missing > 0 else block
