@@ -203,12 +203,9 @@ class _ZState:
         inside = min(ready, max(0, self.depth - max(seen - 1, 0)))
         if inside == ready:
             return convolve(conv, x, (0, *conv.padding[1:]))
-        rows, columns = (
-            (side - 1) // step + 1 for side, step in zip(x.shape[3:], conv.stride[1:], strict=True)
-        )
-        result = x.new_zeros((len(x), conv.out_channels, ready, rows, columns))
-        if inside:
-            result[:, :, :inside] = convolve(conv, x[:, :, : inside + 2], (0, *conv.padding[1:]))
+        made = convolve(conv, x[:, :, : max(inside, 1) + 2], (0, *conv.padding[1:]))
+        result = made.new_zeros((*made.shape[:2], ready, *made.shape[3:]))  # in its type: bf16 of an input in fp32
+        result[:, :, :inside] = made[:, :, :inside]
         return result.contiguous(memory_format=torch.channels_last_3d)
 
     def hold(self, key: nn.Module, x: Tensor) -> Callable[[int], Tensor]:

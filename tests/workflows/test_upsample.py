@@ -357,9 +357,10 @@ def test_a_small_memory_changes_no_hu(model, factor):
         assert slabs.record[key] == pytest.approx(whole.record[key], abs=0.01)
 
 
-def test_windows_change_no_hu():
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_windows_change_no_hu(dtype):
     v = Volume(ct((40, 36, 8)).astype(np.float32), affine_of())
-    whole, one, other = (thinner(patch=p)(v).volume.data for p in (None, (8, 8, 8), (3, 16, 24)))
+    whole, one, other = (thinner(patch=p, dtype=dtype)(v).volume.data for p in (None, (8, 8, 8), (3, 16, 24)))
     np.testing.assert_allclose(one, whole, atol=0.05)
     np.testing.assert_allclose(one, other, atol=0.05)
 
