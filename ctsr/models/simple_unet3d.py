@@ -204,7 +204,9 @@ class _ZState:
         if inside == ready:
             return convolve(conv, x, (0, *conv.padding[1:]))
         made = convolve(conv, x[:, :, : max(inside, 1) + 2], (0, *conv.padding[1:]))
-        result = made.new_zeros((*made.shape[:2], ready, *made.shape[3:]))  # in its type: bf16 of an input in fp32
+        result = made.new_zeros(
+            (*made.shape[:2], ready, *made.shape[3:])
+        )  # in its type: bf16 of an input in fp32
         result[:, :, :inside] = made[:, :, :inside]
         return result.contiguous(memory_format=torch.channels_last_3d)
 
