@@ -34,7 +34,7 @@ SLOPE = 0.1  # leaky ReLU: a plain one before a zero-initialised head died for g
 class SimpleUNet3DConfig:
     """Everything that decides the shape of the network and the scale of what it sees."""
 
-    channels: tuple[int, ...] = (24, 40, 40, 40)  # a level each, in-plane stride 2 between levels
+    channels: tuple[int, ...] = (32, 48, 48)  # a level each, in-plane stride 2 between levels
     unshuffle: int = 2  # in-plane pixels folded into channels at the stem
     hu_scale: float = 1000.0  # y enters as HU/1000
     detail_scale: float = 100.0  # `inverse` − y enters, and the residual leaves, in units of 100 HU

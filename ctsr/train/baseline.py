@@ -33,7 +33,7 @@ __all__ = ["BaselineTask"]
 class _Loss:
     """L1 + SSIM + gradient along z. HU in units of 100."""
 
-    softness: float = 10.0  # HU: below this an error counts by its square, above by its size
+    softness: float = 60.0  # HU: below this an error counts by its square, above by its size
     gradient: float = 0.2
     ssim: float = 0.5
     ends: int = 4  # thin slices at either end of a patch, where half of the kernel saw nothing …

@@ -88,7 +88,7 @@ def test_a_project_is_all_it_needs_and_gets(project, capsys):
     assert shares is not None
     assert sum(int(s) for s in re.findall(r"(\d+)%", shares[1])) == pytest.approx(100, abs=3)
     model, file = load_model(folder / "best.safetensors", kind="baseline")
-    assert sum(p.numel() for p in model.parameters()) == 381_576
+    assert sum(p.numel() for p in model.parameters()) == 371_416
     assert file.card["trained_on"] == ["scan1.nii.gz", "scan2.nii.gz"]
     assert file.card["ranges"] == {"input_spacing_mm": [1.0, 6.5], "relative_width": [0.75, 2.1]}
     assert file.card["metrics"]["step"] == 2

@@ -35,8 +35,8 @@ def inputs(depth: int, height: int = 12, width: int = 8, batch: int = 1):
 
 def test_the_default_network_has_382_thousand_parameters():
     model = SimpleUNet3D()
-    assert sum(p.numel() for p in model.parameters()) == 381_576
-    assert (model.stride, model.z_reach) == (16, 12)
+    assert sum(p.numel() for p in model.parameters()) == 371_416
+    assert (model.stride, model.z_reach) == (8, 9)
 
 
 @torch.inference_mode()
