@@ -3,8 +3,8 @@
     python tests/benchmarks/variants.py "NAME=FILE" ... [--write]
 
 A FILE is trained weights or `baseline`. The gain is over cubic at 2×. The time is that of the doubling of 512 × 512 ×
-133 slices of a synthetic thorax, with the matrices along z and the projection, the faster of 2 runs in turn. With --write
-the section `variants` of docs/weights.md and docs/variants.png are replaced.
+133 slices of a synthetic thorax, with the matrices along z and the projection, the faster of 2 runs in turn. With
+--write the section `variants` of docs/weights.md and docs/variants.png are replaced.
 """
 
 from __future__ import annotations
