@@ -175,7 +175,7 @@ held: list = []
 REFUSED = [
     (lambda p: ["--epochs", "1", "--max-steps", "1"], 2, "exclude each other"),
     (lambda p: ["--patch-size", "17", "16", "16"], 2, "even number of slices"),
-    (lambda p: ["--patch-size", "16", "24", "16"], 2, r"\(16, 24, 16\) is not a multiple of 16 in plane"),
+    (lambda p: ["--patch-size", "16", "20", "16"], 2, r"\(16, 20, 16\) is not a multiple of 8 in plane"),
     (lambda p: ["--resume", "maybe"], 2, "is not one of .auto., .no."),
     (lambda p: ["--workers", "1000000"], 2, "--workers: 1000000 is not in 0…"),
     (lambda p: ["--train-split", str(p / "none.txt")], 2, "none.txt: does not exist"),
