@@ -81,7 +81,13 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signals.install()
     try:
-        sys.exit(_run(Console(as_json="--json" in sys.argv)))
+        code = _run(Console(as_json="--json" in sys.argv))
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # torch leaves threads of the group that DDP has used, and they
+            with contextlib.suppress(OSError, ValueError):  # may abort the interpreter's end after a good run
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
     except signals.Interrupted as exc:
         signals.die_by(exc.signum)
 

@@ -48,7 +48,7 @@ class Engine:
         """What the network holds beside its input and output while a window passes, bytes."""
         config = self.network.config
         alive = ALIVE_A_SLICE * self.slices_at_once(rows, columns) + ALIVE_A_REACH * self.network.z_reach
-        return 4 * alive * config.channels[0] / config.unshuffle**2 * rows * columns
+        return self.dtype.itemsize * alive * config.channels[0] / config.unshuffle**2 * rows * columns
 
     def double(
         self,
