@@ -100,16 +100,16 @@ def test_the_storage_order_changes_nothing(project):
 
 def test_memory_changes_nothing_but_the_cuts(project):
     v = Volume(ct((96, 80, 40)), affine_of())
-    whole = thinner(project)
+    whole = thinner(project, dtype="fp32")
     expected = whole(v).volume.data.astype(int)
     most = whole.job(v).plan.peak_bytes
-    less = thinner(project, max_memory=most - 12e6)
+    less = thinner(project, dtype="fp32", max_memory=most - 12e6)
     plan = less.job(v).plan
     assert plan.peak_bytes <= most - 12e6
     assert len(plan.slabs) > 1
     assert np.abs(less(v).volume.data - expected).max() <= 1  # one HU where a half was rounded the other way
     with pytest.raises(ResourceError, match="needs"):
-        thinner(project, max_memory=1e8).job(v)
+        thinner(project, dtype="fp32", max_memory=1e8).job(v)
 
 
 def test_the_measured_slices_stay_and_uncertainty_comes_with_the_result(project):
