@@ -22,6 +22,8 @@ __all__ = [
     "write_record",
 ]  # fmt: skip
 
+_LARGEST = 1 << 24  # bytes; dcm2niix writes a few kB
+
 
 def sidecar_path(image: PathLike) -> Path:
     """Where the record of an image lies: out.json for out.nii.gz."""
@@ -38,7 +40,9 @@ def read_record(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # False too where the name is too long
         return {}
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+        if (size := path.stat().st_size) > _LARGEST:
+            raise InputError(f"{size:,} bytes are too many for a record", path=path)
+        found = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
     except OSError as exc:
         raise input_error(exc, path) from exc
     except (ValueError, RecursionError) as exc:
@@ -46,6 +50,10 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError("is not a JSON object", path=path, hint="mend it or move it away")
     return found
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 def sidecar_length(sidecar: Mapping[str, Any], key: str) -> float | None:

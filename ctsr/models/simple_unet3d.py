@@ -204,9 +204,10 @@ class _ZState:
         if inside == ready:
             return convolve(conv, x, (0, *conv.padding[1:]))
         made = convolve(conv, x[:, :, : max(inside, 1) + 2], (0, *conv.padding[1:]))
+        shape = (*made.shape[:2], ready, *made.shape[3:])
         result = made.new_zeros(
-            (*made.shape[:2], ready, *made.shape[3:])
-        )  # in its type: bf16 of an input in fp32
+            shape
+        )  # in the type of what is made: of an input in fp32 that is bf16 under autocast
         result[:, :, :inside] = made[:, :, :inside]
         return result.contiguous(memory_format=torch.channels_last_3d)
 

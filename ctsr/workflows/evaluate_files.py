@@ -13,7 +13,7 @@ import numpy as np
 from ctsr.core.volume import Volume
 from ctsr.errors import CtsrError, InputError, UsageError
 from ctsr.io.atomic import write_bytes
-from ctsr.io.lists import read_table, volumes_in
+from ctsr.io.lists import VOLUME_SUFFIXES, read_table, stem, volumes_in
 from ctsr.io.nifti import read_volume
 from ctsr.io.scans import is_folder_of_scans, read_scan
 from ctsr.workflows.evaluate import NAMED_MASKS, EvaluateOptions, compare, refuse_other_grid
@@ -55,7 +55,8 @@ def evaluate_files(
         raise UsageError("neither REF nor --thick: nothing to compare with", hint="ctsr evaluate --help")
     is_pairs = ref is not None and ref.suffix.lower() == ".csv"
     is_one = not (is_pairs or is_folder_of_scans(pred))
-    known = checked(wanted, [p for p in (pred, ref, thick) if p is not None], is_one=is_one)
+    given, has_thick = [p for p in (pred, ref, thick) if p is not None], is_pairs or thick is not None
+    known = checked(wanted, given, is_one=is_one, has_ref=ref is not None, has_thick=has_thick)
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
     def work(case: _Files, picture: Picture | None) -> Scored:
@@ -168,13 +169,13 @@ def _cases(
     if file := next((p for p in others if not is_folder_of_scans(p)), None):
         raise UsageError(f"is not a folder, {pred} is one", path=file)
     names = [path.relative_to(pred) for path in volumes_in(pred)]
-    lonely = {p: sorted({f.relative_to(p) for f in volumes_in(p)} - set(names)) for p in others}
-    cases = [
-        _Files(str(name), pred / name, pred / name, ref=ref and ref / name, thick=thick and thick / name)
-        for name in names
-    ]
+    lonely = {p: [f for f in volumes_in(p) if not _found(pred / f.relative_to(p)).is_file()] for p in others}
+    cases = []
+    for name in names:
+        truth, measured = (None if folder is None else _found(folder / name) for folder in (ref, thick))
+        cases.append(_Files(str(name), pred / name, pred / name, ref=truth, thick=measured))
     return cases, [
-        f"{folder}: {len(files)} files have no result in {pred}, the first is {files[0]}"
+        f"{folder}: {len(files)} files have no result in {pred}, the first is {files[0].relative_to(folder)}"
         for folder, files in lonely.items()
         if files
     ]
@@ -196,8 +197,14 @@ def _pairs(results: Path, table: Path) -> list[_Files]:
 def _result_of(thick: str, results: Path) -> Path:
     """The result for a thick file: by its name, with as many of its folders as the results have."""
     parts = [part for part in Path(thick).parts if part not in ("..", os.sep)]
-    places = [results.joinpath(*parts[i:]) for i in range(len(parts))]
+    places = [_found(results.joinpath(*parts[i:])) for i in range(len(parts))]
     return next((place for place in places if place.is_file()), places[-1])
+
+
+def _found(path: Path) -> Path:
+    """The image of this name: a.nii and a.nii.gz are one case."""
+    named = (path.with_name(stem(path) + suffix) for suffix in VOLUME_SUFFIXES)
+    return path if path.is_file() else next((p for p in named if p.is_file()), path)
 
 
 def _covered(ref: Volume, pred: Volume) -> Volume:

@@ -114,8 +114,10 @@ class Evaluation:
                     yield head | {"statistic": statistic} | interval
 
 
-def checked(wanted: Wanted, inputs: Sequence[Path], *, is_one: bool) -> list[Requirement]:
-    """The conditions, parsed; UsageError, before any work, for what is unknown or can't be written."""
+def checked(
+    wanted: Wanted, inputs: Sequence[Path], *, is_one: bool, has_ref: bool = True, has_thick: bool = True
+) -> list[Requirement]:
+    """The conditions, parsed; UsageError, before any work, for what can't be measured or written."""
     if wanted.out is not None and wanted.out.suffix.lower() not in (".csv", ".json"):
         raise UsageError("ends in neither .csv nor .json", path=wanted.out)
     if wanted.figure is not None and wanted.figure.suffix.lower() != ".png":
@@ -124,7 +126,14 @@ def checked(wanted: Wanted, inputs: Sequence[Path], *, is_one: bool) -> list[Req
         raise UsageError("--figure shows one case, and one factor")
     for path in filter(None, (wanted.out, wanted.figure)):
         check_output(path, overwrite=wanted.overwrite, inputs=inputs)
-    return [parse_requirement(text, known=KNOWN) for text in wanted.require or ()]
+    found = [parse_requirement(text, known=KNOWN) for text in wanted.require or ()]
+    for each in found:
+        is_residual = each.metric.startswith("residual")
+        if (is_residual or each.metric == GAIN) and not has_thick:
+            raise UsageError(f"--require: {each.metric} needs --thick")
+        if not is_residual and not has_ref:
+            raise UsageError(f"--require: {each.metric} needs REF")
+    return found
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:

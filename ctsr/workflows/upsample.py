@@ -258,6 +258,7 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
         "consistency": "hard" if o.is_consistent else "off",
         "patch": None if o.patch is None else list(o.patch),
         "overlap": o.overlap,
+        "dtype": o.dtype,
         "form": files.form,
         "hu_offset": files.hu_offset,
     }

@@ -58,11 +58,14 @@ def test_two_records_can_be_compared_by_line(tmp_path):
         b"",
         b"{",
         b"[1]",
+        b'{"SliceThickness": NaN}',
+        b'{"a": Infinity}',
         b"\xff\xfe{\0}\0",
         b"[" * 100_000,
         b'{"a": ' + b"9" * 5000 + b"}",
+        b"x" * ((1 << 24) + 1),
     ],
-    ids=["empty", "cut", "list", "utf-16", "deep", "long"],
+    ids=["empty", "cut", "list", "nan", "infinity", "utf-16", "deep", "long", "large"],
 )
 def test_a_damaged_sidecar_is_refused(tmp_path, raw):
     (tmp_path / "x.json").write_bytes(raw)

@@ -392,9 +392,17 @@ def test_conditions_are_about_the_result_alone(files):
     assert caught.value.report == json.loads(out.read_text())
 
 
-def test_a_condition_on_what_is_not_measured_does_not_hold(files):
-    found = run(files, "result.nii.gz", "thin.nii.gz", require=["residual_mean<=1"])
-    assert found.unmet() == ["result.nii.gz: residual_mean_hu is not measured, required <= 1"]
+@pytest.mark.parametrize(
+    ("ref", "other", "condition", "words"),
+    [
+        (None, "thick.nii.gz", "psnr>=35", "needs REF"),
+        ("thin.nii.gz", None, "residual_mean<=1", "needs --thick"),
+        ("thin.nii.gz", None, "gain>=1", "needs --thick"),
+    ],
+)
+def test_a_condition_on_what_is_not_measured_is_usage(files, ref, other, condition, words):
+    with pytest.raises(UsageError, match=words):
+        run(files, "result.nii.gz", ref, other, require=[condition])
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -409,6 +417,8 @@ def tree(tmp_path, thin, result) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_volume(volume, path)
     (tmp_path / "res/b.nii").write_bytes((tmp_path / "res/b.nii").read_bytes()[:-100])
+    (tmp_path / "ref/a.nii").unlink()
+    write_volume(thin, tmp_path / "ref/a.nii.gz")  # another suffix, the same case
     write_volume(thin, tmp_path / "ref/lonely.nii")
     return tmp_path
 

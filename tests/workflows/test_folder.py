@@ -135,6 +135,7 @@ def test_a_second_run_finishes_the_first_and_touches_nothing_else(tmp_path, case
         (lambda s, t: (s, {"factor": 3.0}), "made with factor 2.0, asked for is 3.0"),
         (lambda s, t: (s, {"model": "linear"}), "made with model cubic, asked for is linear"),
         (lambda s, t: (s, {"thickness": 3.0}), "thickness_mm None, asked for is 3.0"),
+        (lambda s, t: (s, {"dtype": "fp32"}), "made with dtype auto, asked for is fp32"),
         (lambda s, t: (put(s.parent, nifti(ct(seed=9)), s.name), {}), "input_sha256"),
         (lambda s, t: (t.write_bytes(t.read_bytes() + b"x") and s, {}), "not what its record"),
         (lambda s, t: (t.with_suffix(".json").unlink() or s, {}), "without a record"),
