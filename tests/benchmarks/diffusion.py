@@ -9,7 +9,6 @@ docs/benchmarks.md is replaced.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from machine import ROOT, markdown, provenance, section
+from machine import ROOT, markdown, options, peak, provenance, section
 from speed import command, thick_input
 
 from ctsr.core.volume import Volume
@@ -40,13 +39,8 @@ GPU_MEMORY = 11.0  # GB
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument(
-        "--step", help=argparse.SUPPRESS
-    )  # a preset: one training step in a process of its own
+    parser = options(__doc__)
+    parser.add_argument("--step", help="a preset: only one training step of it, as JSON")
     asked = parser.parse_args()
     if asked.step:
         print(json.dumps(step(asked.step)))
@@ -90,14 +84,14 @@ def times(folder: Path) -> list[dict]:
     rows = []
     for samples, limit in ((1, LIMIT), (4, None)):
         told = [*options, "--samples", str(samples), "--overwrite"]
-        seconds, peak = command("upsample", str(source), str(folder / "thin.nii"), *told)
+        seconds, most = command("upsample", str(source), str(folder / "thin.nii"), *told)
         rows.append(
             {
                 "`compact`, 256 × 256 × 64 → 128, 15 steps": f"`--samples {samples}`",
                 "s": seconds,
                 "figure": limit,
                 "met": limit and ("yes" if seconds <= limit else "**missed**"),
-                "peak GB": peak / 1e9,
+                "peak GB": most / 1e9,
             }
         )
     return rows
@@ -161,13 +155,13 @@ def memory(folder: Path) -> list[dict]:
     for size, limit in (("512 × 512 × 128 → 256", f"{GPU_MEMORY:g}G"), ("96 × 96 × 8 → 16", "8G")):
         source = folder / ("large.nii" if "512" in size else "small.nii")
         plan = planned(source, *full, "--max-memory", limit)
-        peak = None
+        held = None
         if source.name == "small.nii":
-            peak = (
+            held = (
                 command("upsample", str(source), str(folder / "thin.nii"), *full, "--max-memory", limit)[1]
                 / 1e9
             )
-        rows.append({"`full`, memory": size, "limit": limit, "planned GB": plan, "peak GB": peak})
+        rows.append({"`full`, memory": size, "limit": limit, "planned GB": plan, "peak GB": held})
     command_line = [sys.executable, __file__, "--step", "full"]
     done = subprocess.run(command_line, check=True, capture_output=True, text=True)
     return [*rows, json.loads(done.stdout)]
@@ -188,12 +182,6 @@ def step(preset: str) -> dict:
         "limit": "11G",
         "peak GB": peak() / 1e9,
     }
-
-
-def peak() -> float:
-    """Bytes that this process held at most."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return 1024 * int(line.split()[1])  # not ru_maxrss, which a process inherits
 
 
 if __name__ == "__main__":

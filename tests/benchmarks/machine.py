@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -33,6 +34,19 @@ def provenance(command: str) -> str:
     abilities = torch.backends.cpu.get_cpu_capability()
     machine = f"{model} ({abilities}), {cores} cores; Python {platform.python_version()}, {versions}"
     return f"`{command}`; {machine}; {datetime.date.today()}; commit {commit}"
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark: its docstring is the help, and --write puts the result into the docs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    return parser
+
+
+def peak() -> int:
+    """Bytes that this process held at most."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return 1024 * int(line.split()[1])  # not ru_maxrss, which a process inherits
 
 
 def reference_data() -> Path:

@@ -7,9 +7,7 @@ Needs the reference volumes. With --write the sections `quality-…` of docs/ben
 
 from __future__ import annotations
 
-import argparse
-
-from machine import ROOT, markdown, provenance, reference_data, section
+from machine import ROOT, markdown, options, provenance, reference_data, section
 
 import ctsr
 from ctsr.core.volume import Volume
@@ -26,11 +24,8 @@ LUNG_SHARE = 0.8  # of cubic's error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--checkpoint")
-    parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     said = provenance("python tests/benchmarks/quality.py --write")
     sections = {}

@@ -9,12 +9,11 @@ replaced.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
 import numpy as np
-from machine import ROOT, markdown, provenance, reference_data, section
+from machine import ROOT, markdown, options, provenance, reference_data, section
 from scipy.ndimage import gaussian_filter
 
 import ctsr
@@ -31,14 +30,11 @@ NODULE = (4.0, 100.0)  # mm, HU above its surroundings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--checkpoint")
-    parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     thin = partial(ctsr.upsample, checkpoint=asked.checkpoint)
-    rows = [*scans(thin), *phantoms(thin)]
+    rows = [*scans(thin), *phantoms(thin), *formats(thin)]
     text = f"{provenance('python tests/benchmarks/robustness.py --write')}\n\n{markdown(rows)}"
     print(text)
     if asked.write:
@@ -160,6 +156,18 @@ def by(thin: Any, model: str, thick: Volume) -> Volume:
         thin(thick, factor=2, axis=2) if model == "baseline" else ctsr.upsample(thick, model=model, axis=2)
     )
     return made
+
+
+def formats(thin: Any) -> list[dict]:
+    """What bf16 changes of fp32, on the voxels of a scan."""
+    scan = ctsr.read(reference_data() / "test" / "LIDC-IDRI-0001_2.5mm.nii.gz")
+    one, other = (thin(scan, factor=2, dtype=dtype).data for dtype in ("bf16", "fp32"))
+    apart = one.astype(np.float64) - other
+    words = (
+        f"mean {apart.mean():.4f}, RMS {np.sqrt((apart**2).mean()):.2f}, largest {np.abs(apart).max():.0f}"
+    )
+    share = f"{(np.abs(apart) > 1).mean():.2%} above 1"
+    return [row("bf16 − fp32, LIDC-IDRI-0001_2.5mm, HU", f"{words}; {share}")]
 
 
 def made_of(hu: np.ndarray, spacing: float = 2.5) -> Volume:

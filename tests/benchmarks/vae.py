@@ -9,7 +9,6 @@ files. With --write the section `vae` of docs/benchmarks.md is replaced.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import ROOT, markdown, provenance, reference_data, section
+from machine import ROOT, markdown, options, peak, provenance, reference_data, section
 
 from ctsr.data.volumes import load_volume
 from ctsr.infer.vae_tiles import decode_tiled, encode_tiled
@@ -37,15 +36,10 @@ RoundTrip = Callable[[np.ndarray], np.ndarray]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--vae", action="append", default=[], metavar="FILE")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument(
-        "--step", help=argparse.SUPPRESS
-    )  # a preset: one training step in a process of its own
+    parser.add_argument("--step", help="a preset: only one training step of it, as JSON")
     asked = parser.parse_args()
     if asked.step:
         print(json.dumps(step(asked.step, asked.device)))
@@ -122,7 +116,7 @@ def cost(preset: str, device: str) -> dict:
 
 def step(preset: str, device: str) -> dict[str, str]:
     """One step of AdamW with gradient checkpointing; memory beyond what PyTorch itself takes."""
-    before = peak(device)
+    before = held(device)
     model = CtVae(VaeConfig.preset(preset)).to(device)
     model.gradient_checkpointing = True
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -139,18 +133,15 @@ def step(preset: str, device: str) -> dict[str, str]:
         found = float(next(model.parameters()).detach().abs().sum() + loss.detach())  # waits for the device
         seconds = time.perf_counter() - start
         assert math.isfinite(found), preset
-    used = (peak(device) - before) / 1e9
+    used = (held(device) - before) / 1e9
     return {
         f"a step, checkpointed ({device})": f"{' × '.join(map(str, patch))}: {seconds:.1f} s, {used:.2f} GB"
     }
 
 
-def peak(device: str) -> float:
+def held(device: str) -> float:
     """Bytes at most so far: of the device, or of the process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return 1024 * int(line.split()[1])  # not ru_maxrss, which a process inherits
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak()
 
 
 if __name__ == "__main__":

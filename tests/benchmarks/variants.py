@@ -9,14 +9,13 @@ A FILE is trained weights or `baseline`. The gain is over cubic at 2×. The time
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import ROOT, markdown, provenance, reference_data, section
+from machine import ROOT, markdown, options, provenance, reference_data, section
 from matplotlib.figure import Figure
 from speed import thick_input
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,11 +34,8 @@ REPEATS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("variants", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     networks: dict[str, SimpleUNet3D] = {}
     for text in asked.variants:
