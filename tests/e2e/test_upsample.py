@@ -81,6 +81,7 @@ def test_the_memory_stays_below_the_plan(tmp_path, model):
         (256, 60, []),
         (512, 60, ["--factor", "3"]),
         (512, 133, []),
+        (512, 133, ["--dtype", "fp32"]),
         (512, 200, ["--model", "inverse"]),
         (512, 200, ["--model", "cubic", "--max-memory", "500M"]),
     ],
