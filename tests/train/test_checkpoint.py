@@ -106,19 +106,22 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_goes_on(tmp_path):
     def train():
         tiny.run(folder, max_steps=10**6, save_every=1, validate_every=3)
 
+    def written() -> int:
+        path = folder / "last.safetensors"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     for _ in range(20):
-        child = fork(train)
-        deadline = time.monotonic() + 60
-        while not (folder / "last.safetensors").exists() and time.monotonic() < deadline:
+        start, child = written(), fork(train)
+        deadline = time.monotonic() + 120
+        while written() == start and time.monotonic() < deadline:  # a slow machine gets its first step, too
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.3, 1.0))
+        time.sleep(rng.uniform(0.0, 0.7))
         os.kill(child, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         before, step = step, checkpoint.read(folder).card["training"]["step"]
-        assert step >= before
+        assert step > before
         if (best := folder / "best.safetensors").exists():
             assert zoo.unpack(best.read_bytes(), "best").card["training"]["step"] % 3 == 0
-    assert step > 20
     assert [line["step"] for line in tiny.metrics(folder)] == list(range(3, step + 1, 3))[
         : len(tiny.metrics(folder))
     ]
