@@ -18,6 +18,7 @@ import numpy as np
 from ctsr.physics.operator import apply_along_z, thickening_matrix
 from ctsr.physics.profile import ProfileKind, SliceProfile
 from ctsr.physics.projection import doubling
+from ctsr.physics.shapes import Ellipsoid, paint
 
 __all__ = ["Pair", "PairRecipe", "PairSource", "TrainVolume"]
 
@@ -56,6 +57,7 @@ class PairRecipe:
     noise_share: float = 0.15
     noise_max: float = 80.0  # HU, standard deviation, added to the truth before A
     uniform_share: float = 0.02  # patches of one HU: where nothing is, nothing may be invented
+    spheres_share: float = 0.06  # ellipsoids in one HU: what is round and a slice high, scans show too rarely
     scale: float = 0.02  # HU × (1 ± 2 %)
     offset: float = 10.0  # HU
 
@@ -102,16 +104,14 @@ class PairSource:
     def _truth(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """A patch (D, H, W) float32 in HU with its spacing along D, mm."""
         r = self.recipe
-        if rng.random() < r.uniform_share:
+        kind = rng.random()
+        if kind < r.uniform_share:
             hu = np.full(r.patch, rng.uniform(-1024, 3071), np.float32)
             return hu, rng.uniform(0.6, r.truth_spacing_max)
-        is_thick = not self.along_z or (bool(self.in_plane) and rng.random() < r.thick_share)
-        volume = _choose(rng, self.in_plane if is_thick else self.along_z)
-        axis = 0 if not is_thick and rng.random() < r.along_z_share else int(rng.integers(1, 3))
-        for _ in range(4):  # a patch that is mostly outside the body teaches little
-            truth, spacing = self._cut(rng, volume, axis)
-            if (truth > -950).mean() > 0.5:
-                break
+        if kind < r.uniform_share + r.spheres_share:
+            truth, spacing = self._spheres(rng)
+        else:
+            truth, spacing = self._scanned(rng)
         truth = truth * (1 + rng.uniform(-r.scale, r.scale)) + rng.uniform(-r.offset, r.offset)
         if rng.random() < r.noise_share:
             truth = truth + rng.normal(0, rng.uniform(0, r.noise_max), truth.shape)
@@ -121,6 +121,34 @@ class PairSource:
         if truth.shape[1] == truth.shape[2] and rng.random() < 0.5:
             truth = truth.swapaxes(1, 2)
         return np.ascontiguousarray(truth, np.float32), spacing
+
+    def _spheres(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Ellipsoids of 1–15 mm in a patch of one HU, as `_truth` gives it."""
+        spacing, pixel = rng.uniform(0.6, self.recipe.truth_spacing_max), 0.7
+        axes = [np.arange(n) * s for n, s in zip(self.recipe.patch, (spacing, pixel, pixel), strict=True)]
+        background = rng.uniform(-1024, 200)
+        shapes = [
+            Ellipsoid(
+                np.array([rng.uniform(0, axis[-1]) for axis in axes]),
+                float(np.exp(rng.uniform(0, np.log(15)))) * rng.uniform(0.7, 1.4, 3),
+                max(-1024.0, background + rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(20), np.log(1200)))),
+            )
+            for _ in range(rng.integers(1, 60))
+        ]
+        edge = pixel * rng.uniform(1, 2.5)
+        return paint(shapes, axes, slab=spacing, edge=edge, background=background), spacing
+
+    def _scanned(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """A patch of a scan, as `_truth` gives it."""
+        r = self.recipe
+        is_thick = not self.along_z or (bool(self.in_plane) and rng.random() < r.thick_share)
+        volume = _choose(rng, self.in_plane if is_thick else self.along_z)
+        axis = 0 if not is_thick and rng.random() < r.along_z_share else int(rng.integers(1, 3))
+        for _ in range(4):  # a patch that is mostly outside the body teaches little
+            truth, spacing = self._cut(rng, volume, axis)
+            if (truth > -950).mean() > 0.5:
+                break
+        return truth, spacing
 
     def _cut(self, rng: np.random.Generator, volume: TrainVolume, axis: int) -> tuple[np.ndarray, float]:
         """One patch of `volume` in which `axis` plays z, and its spacing along that axis."""

@@ -1,8 +1,7 @@
 """A synthetic thorax whose parts are known: for trials and tests where no scan may be used.
 
-Everything is drawn in millimetres as ellipsoids and tubes, painted one over the other on several planes a
-slab and averaged, so that a slab shows its mean and not what lies at its centre. Anatomy is scaled to the
-field of view; nodules keep their size.
+Everything is drawn in millimetres as ellipsoids and tubes: up, forward, to the patient's right, from the middle of the
+chest. Anatomy is scaled to the field of view; nodules keep their size.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ from itertools import pairwise, product
 import numpy as np
 from scipy import ndimage
 
+from ctsr.physics.shapes import Ellipsoid, Point, Shape, Tube, paint
+
 __all__ = ["SHAPE", "SPACING", "Nodule", "Phantom", "phantom"]
 
 SHAPE = (96, 192, 240)  # (D, H, W)
 SPACING = (1.0, 1.5, 1.5)  # mm
 _FIELD = (270.0, 370.0)  # mm, (H, W) that a scale of 1 needs
-_PLANES = 4  # a slab
 _CHUNK = 12  # slabs painted at a time
 
 _AIR, _FAT, _MUSCLE, _CORTEX, _MARROW, _DISC = -1000.0, -100.0, 55.0, 650.0, 230.0, 80.0
 _EMPHYSEMA = -965.0
 _SMALLEST_VESSEL = 0.6  # mm, radius, of a patient of scale 1
 _SHOWS = 0.2  # pixels: a vessel of a smaller radius is hardly seen and costs as much as any
-
-Point = np.ndarray  # (3,) mm: up, forward, to the patient's right, from the middle of the chest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,83 +68,16 @@ def phantom(
     bounds = [(float(a[0] - s / 2), float(a[-1] + s / 2)) for a, s in zip((z, y, x), spacing, strict=True)]
     nodules = list(chest.nodules(bounds))
     shapes = [*chest.shapes(*bounds[0]), *nodules]
-    pixel = (spacing[1] + spacing[2]) / 2
-    boxes = np.array([shape.box for shape in shapes])  # (shapes, low or high, 3)
-    boxes += np.array([[-pixel], [pixel]])
-    fine = ((np.arange(_PLANES) + 0.5) / _PLANES - 0.5) * spacing[0]
+    edge = (spacing[1] + spacing[2]) / 2
     hu = np.empty(shape, np.float32)
     for start in range(0, shape[0], _CHUNK):
-        here = z[start : start + _CHUNK]
-        painted = _painted(shapes, boxes, ((here[:, None] + fine).ravel(), y, x), pixel)
-        hu[start : start + _CHUNK] = painted.reshape(len(here), _PLANES, *shape[1:]).mean(axis=1)
+        here = slice(start, start + _CHUNK)
+        hu[here] = paint(shapes, (z[here], y, x), slab=spacing[0], edge=edge, background=_AIR)
     noise_sd = float(rng.uniform(8, 20)) if noise_sd is None else noise_sd
     hu += _noise(rng, shape, noise_sd)
     places = [(n.centre - np.array([z[0], y[0], x[0]])).tolist() for n in nodules]
     known = (Nodule(tuple(at), float(2 * n.radii[0]), n.hu) for at, n in zip(places, nodules, strict=True))
     return Phantom(hu, tuple(known), noise_sd)
-
-
-# ---- shapes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ellipsoid:
-    centre: Point
-    radii: np.ndarray  # (3,) mm; infinite along z: a cylinder
-    hu: float
-    opacity: float = 1.0
-
-    @property
-    def box(self) -> tuple[Point, Point]:
-        return self.centre - self.radii, self.centre + self.radii
-
-    def distance(self, *axes: np.ndarray) -> np.ndarray:
-        """mm from the surface at (z, y, x), negative inside; first order."""
-        a, b, c = ((axis - o) / r for axis, o, r in zip(axes, self.centre, self.radii, strict=True))
-        q = np.sqrt(a**2 + b**2 + c**2)
-        slope2 = sum((part / r) ** 2 for part, r in zip((a, b, c), self.radii, strict=True))
-        return np.asarray((q - 1) * q / np.sqrt(slope2 + 1e-12))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tube:
-    """A segment with round ends; radius in mm."""
-
-    start: Point
-    end: Point
-    radius: float
-    hu: float
-    opacity: float = 1.0
-
-    @property
-    def box(self) -> tuple[Point, Point]:
-        return np.minimum(self.start, self.end) - self.radius, np.maximum(self.start, self.end) + self.radius
-
-    def distance(self, *axes: np.ndarray) -> np.ndarray:
-        u, v, w = self.end - self.start
-        a, b, c = (axis - o for axis, o in zip(axes, self.start, strict=True))
-        t = np.clip((a * u + b * v + c * w) / max(float(u * u + v * v + w * w), 1e-9), 0.0, 1.0)
-        return np.asarray(np.sqrt((a - t * u) ** 2 + (b - t * v) ** 2 + (c - t * w) ** 2) - self.radius)
-
-
-_Shape = _Ellipsoid | _Tube
-
-
-def _painted(
-    shapes: Sequence[_Shape], boxes: np.ndarray, axes: Sequence[np.ndarray], pixel: float
-) -> np.ndarray:
-    """(planes, H, W) float32: shapes painted one over the other, edges one pixel wide. axes: z, y, x, mm."""
-    axes = [a.astype(np.float32) for a in axes]
-    first = np.stack([np.searchsorted(a, boxes[:, 0, i]) for i, a in enumerate(axes)], axis=1)
-    last = np.stack([np.searchsorted(a, boxes[:, 1, i], side="right") for i, a in enumerate(axes)], axis=1)
-    canvas = np.full([len(a) for a in axes], _AIR, np.float32)
-    for i in np.flatnonzero((first < last).all(axis=1)).tolist():
-        box = tuple(map(slice, first[i], last[i]))
-        there = np.ix_(*(a[s] for a, s in zip(axes, box, strict=True)))
-        cover = np.clip(0.5 - shapes[i].distance(*there) / pixel, 0.0, 1.0) * shapes[i].opacity
-        area = canvas[box]
-        area += cover * (shapes[i].hu - area)
-    return canvas
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int, int], sd: float) -> np.ndarray:
@@ -169,13 +100,13 @@ class _Chest:
         self.rng, self.scale, self.smallest = rng, scale, smallest
         grow = rng.uniform(0.93, 1.03, 3)
 
-        def ellipsoid(centre: Sequence[float], radii: Sequence[float], hu: float) -> _Ellipsoid:
+        def ellipsoid(centre: Sequence[float], radii: Sequence[float], hu: float) -> Ellipsoid:
             wobble = rng.uniform(0.96, 1.04, 3)
-            return _Ellipsoid(scale * np.array(centre), scale * np.array(radii) * grow * wobble, hu)
+            return Ellipsoid(scale * np.array(centre), scale * np.array(radii) * grow * wobble, hu)
 
-        def trunk(forward: float, deep: float, wide: float, hu: float) -> _Ellipsoid:
+        def trunk(forward: float, deep: float, wide: float, hu: float) -> Ellipsoid:
             radii = np.array([1e6, deep * scale, wide * scale * float(grow[2])])
-            return _Ellipsoid(np.array([0, forward * scale, 0]), radii, hu)
+            return Ellipsoid(np.array([0, forward * scale, 0]), radii, hu)
 
         self.blood = float(rng.choice([45.0, 45.0, 190.0]))  # a third with contrast medium
         lung = float(rng.uniform(-880, -840))
@@ -189,7 +120,7 @@ class _Chest:
             ellipsoid((-158, -5, -72), (80, 72, 64), 48.0),  # spleen and stomach
         )
         # the mediastinum is fat around what is painted over it
-        self.middle = _Ellipsoid(scale * np.array([20.0, 0, 0]), scale * np.array([1e6, 76.0, 27.0]), -60.0)
+        self.middle = Ellipsoid(scale * np.array([20.0, 0, 0]), scale * np.array([1e6, 76.0, 27.0]), -60.0)
         self.body = trunk(0, 122, 172, -20.0), trunk(0, 120, 170, _FAT), trunk(-3, 104, 152, _MUSCLE)
         solid = [*self.lungs, self.heart, *self.domes, self.middle]
         self._centres = np.array([e.centre for e in solid])
@@ -201,7 +132,7 @@ class _Chest:
         q2 = (((p - self._centres) / self._radii) ** 2).sum(axis=1)
         return bool(q2[:2].min() < 0.96**2 and q2[2:].min() > 1.05**2)
 
-    def shapes(self, bottom: float, top: float) -> Iterator[_Shape]:
+    def shapes(self, bottom: float, top: float) -> Iterator[Shape]:
         """From the skin inwards; bottom, top: mm, what the volume shows."""
         yield from (*self.body, *self.lungs)
         yield from self._texture(bottom, top)
@@ -213,7 +144,7 @@ class _Chest:
         yield from _spine(self.scale, bottom, top)
         yield from _ribs(self.scale, bottom, top)
 
-    def _texture(self, bottom: float, top: float) -> Iterator[_Shape]:
+    def _texture(self, bottom: float, top: float) -> Iterator[Shape]:
         """Soft patches a little denser or lighter than the rest, denser at the back; then emphysema."""
         rng = self.rng
         for lung in self.lungs:
@@ -222,16 +153,16 @@ class _Chest:
                 aside = (at - lung.centre) / lung.radii
                 if np.linalg.norm(aside) <= 0.9:
                     value = lung.hu - 35 * float(aside[1]) + float(rng.normal(0, 40))
-                    yield _Ellipsoid(at, self.scale * rng.uniform(5, 22, 3), value, 0.45)
+                    yield Ellipsoid(at, self.scale * rng.uniform(5, 22, 3), value, 0.45)
         for _ in range(self.emphysema):
             lung = self.lungs[int(rng.integers(2))]
             at = lung.centre + lung.radii * rng.uniform(-0.8, 0.8, 3)
             at[0] = rng.uniform(bottom, top)
             if self.is_lung(at):
                 size = self.scale * float(rng.uniform(2, 9))
-                yield _Ellipsoid(at, size * rng.uniform(0.7, 1.3, 3), _EMPHYSEMA, 0.9)
+                yield Ellipsoid(at, size * rng.uniform(0.7, 1.3, 3), _EMPHYSEMA, 0.9)
 
-    def _vessels(self) -> Iterator[_Tube]:
+    def _vessels(self) -> Iterator[Tube]:
         """Arteries and veins that branch from the hila into the lungs."""
         rng = self.rng
         for side, _, up in product((-30.0, 30.0), ("artery", "vein"), (75.0, 20.0, -30.0, -90.0)):
@@ -240,7 +171,7 @@ class _Chest:
             radius = self.scale * float(rng.uniform(3.2, 4.6))
             yield from self._tree(hilum, aim, radius, self.blood, smallest=self.smallest)
 
-    def _great_vessels(self) -> Iterator[_Tube]:
+    def _great_vessels(self) -> Iterator[Tube]:
         s, blood = self.scale, self.blood
         angles = np.linspace(0, np.pi, 9)
         arch = [(58 + 24 * np.sin(a), -8 + 34 * np.cos(a), -4 - 16 * np.sin(a / 2)) for a in angles]
@@ -252,7 +183,7 @@ class _Chest:
         for side in (-34, 34):
             yield from _chain([(20, 0, -8), (12, -6, side)], 10, blood, s)
 
-    def _airways(self) -> Iterator[_Tube]:
+    def _airways(self) -> Iterator[Tube]:
         """Trachea, main bronchi and their branches: a wall, and air in it."""
         s, carina, hila = self.scale, (38, -16, 2), ((10, -14, -30), (10, -14, 30))
         pieces = [*_chain([(300, -16, 2), carina], 9, 0.0, s)]
@@ -262,12 +193,12 @@ class _Chest:
             aim = np.array([up, self.rng.uniform(-25, 25), 2.0 * hilum[2]])
             smallest = max(s * 1.3, self.smallest)
             pieces += self._tree(s * np.array(hilum), aim, s * 3.6, 0.0, smallest=smallest)
-        yield from (_Tube(p.start, p.end, p.radius * 1.2 + 0.5 * s, 20.0) for p in pieces)
-        yield from (_Tube(p.start, p.end, p.radius, -990.0) for p in pieces)
+        yield from (Tube(p.start, p.end, p.radius * 1.2 + 0.5 * s, 20.0) for p in pieces)
+        yield from (Tube(p.start, p.end, p.radius, -990.0) for p in pieces)
 
-    def _tree(self, start: Point, aim: Point, radius: float, hu: float, *, smallest: float) -> list[_Tube]:
+    def _tree(self, start: Point, aim: Point, radius: float, hu: float, *, smallest: float) -> list[Tube]:
         """Tubes that fork into two (r₀³ = 2 r₁³, Murray 1926) until they would leave the lung or are too thin."""
-        tubes: list[_Tube] = []
+        tubes: list[Tube] = []
         growing = [(start, _unit(aim), radius)]
         while growing:
             at, heading, r = growing.pop()
@@ -280,17 +211,17 @@ class _Chest:
                     break
             else:
                 continue
-            tubes.append(_Tube(at, end, r, hu))
+            tubes.append(Tube(at, end, r, hu))
             aside = _unit(np.cross(heading, self.rng.normal(size=3)))
             for sign in (-1.0, 1.0):
                 growing.append((end, _unit(heading + sign * self.rng.uniform(0.3, 0.8) * aside), r * 0.794))
         return tubes
 
-    def nodules(self, bounds: Sequence[tuple[float, float]]) -> Iterator[_Ellipsoid]:
+    def nodules(self, bounds: Sequence[tuple[float, float]]) -> Iterator[Ellipsoid]:
         """Two to seven spheres that lie wholly in the lungs and in the volume, apart from each other."""
         rng = self.rng
         wanted = int(rng.integers(2, 8))
-        found: list[_Ellipsoid] = []
+        found: list[Ellipsoid] = []
         for _ in range(400):
             if len(found) == wanted:
                 return
@@ -302,11 +233,11 @@ class _Chest:
             is_in = all(low + reach < c < high - reach for (low, high), c in zip(bounds, at, strict=True))
             is_apart = all(np.linalg.norm(at - f.centre) > 25 for f in found)
             if is_in and is_apart and all(map(self.is_lung, rim)):
-                found.append(_Ellipsoid(at, np.full(3, diameter / 2), hu))
+                found.append(Ellipsoid(at, np.full(3, diameter / 2), hu))
                 yield found[-1]
 
 
-def _spine(s: float, bottom: float, top: float) -> Iterator[_Shape]:
+def _spine(s: float, bottom: float, top: float) -> Iterator[Shape]:
     """Vertebrae of 22 mm with discs of 5 mm between them, the canal, and the processes."""
     behind = -66
     yield from _chain([(-400, behind, 0), (400, behind, 0)], 16, _DISC, s)
@@ -314,14 +245,14 @@ def _spine(s: float, bottom: float, top: float) -> Iterator[_Shape]:
         if not bottom - 40 * s < z * s < top + 40 * s:
             continue
         for hu, wall in ((_CORTEX, 0.0), (_MARROW, 1.8)):
-            yield _Ellipsoid(s * np.array([z, behind, 0]), s * (np.array([12.5, 15.5, 19]) - wall), hu)
+            yield Ellipsoid(s * np.array([z, behind, 0]), s * (np.array([12.5, 15.5, 19]) - wall), hu)
             yield from _chain([(z - 3, -88, 0), (z - 14, -101, 0)], 4 - wall, hu, s)
             for side in (-1, 1):
                 yield from _chain([(z + 3, -82, side * 12), (z + 5, -88, side * 32)], 5 - wall, hu, s)
     yield from _chain([(-400, -86, 0), (400, -86, 0)], 8, 25.0, s)
 
 
-def _ribs(s: float, bottom: float, top: float) -> Iterator[_Shape]:
+def _ribs(s: float, bottom: float, top: float) -> Iterator[Shape]:
     """Pairs of ribs that fall from the spine to the front, and the breastbone."""
     angles = np.linspace(-1.36, 1.15, 13)
     fall = 62 * (np.sin(angles) - np.sin(angles[0])) / 2
@@ -333,12 +264,12 @@ def _ribs(s: float, bottom: float, top: float) -> Iterator[_Shape]:
             yield from _chain(path, 5.5, _CORTEX, s)
             yield from _chain(path, 3.6, _MARROW, s)
     for hu, wall in ((_CORTEX, 0.0), (_MARROW, 1.6)):
-        yield _Ellipsoid(s * np.array([10.0, 92, 0]), s * (np.array([95, 6.5, 19]) - wall), hu)
+        yield Ellipsoid(s * np.array([10.0, 92, 0]), s * (np.array([95, 6.5, 19]) - wall), hu)
 
 
-def _chain(points: Iterable[Sequence[float]], radius: float, hu: float, scale: float) -> Iterator[_Tube]:
+def _chain(points: Iterable[Sequence[float]], radius: float, hu: float, scale: float) -> Iterator[Tube]:
     for a, b in pairwise(points):
-        yield _Tube(scale * np.array(a), scale * np.array(b), scale * radius, hu)
+        yield Tube(scale * np.array(a), scale * np.array(b), scale * radius, hu)
 
 
 def _unit(v: np.ndarray) -> np.ndarray:

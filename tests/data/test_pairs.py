@@ -19,6 +19,7 @@ from ctsr.physics.projection import projection_matrix
 from tests.train import tiny
 
 RECIPE = PairRecipe(patch=(12, 16, 16))
+SCANS_ALONE = {"uniform_share": 0.0, "spheres_share": 0.0}
 
 
 def source(*volumes: TrainVolume, seed: int = 0, **recipe: object) -> PairSource:
@@ -77,7 +78,7 @@ def test_every_scan_gives_whole_patches(shape, spacing, pixel, depth, index, alo
     """Ten slices, a plane smaller than the patch, any spacing (12 · 0.7 / 0.7 is not 12)."""
     hu = np.random.default_rng(index).integers(-1024, 3072, shape).astype(np.int16)
     scan = TrainVolume("x", hu, (spacing, pixel, pixel), spacing, along_z)
-    pair = source(scan, patch=(depth, 16, 16), uniform_share=0.0).pair(index)
+    pair = source(scan, patch=(depth, 16, 16), **SCANS_ALONE).pair(index)
     assert pair.truth.shape == pair.inverse.shape == (depth, 16, 16)
     assert pair.thick.shape == (depth // 2, 16, 16)
     assert pair.null.shape == (depth, depth)
@@ -116,7 +117,7 @@ def test_the_thick_patch_is_the_truth_through_the_operator():
 
 
 def test_a_gaussian_pair_has_the_second_moment_of_its_width():
-    pair = source(uniform_share=0.0, other_profile_share=0.0, noise_share=0.0).pair(4)
+    pair = source(**SCANS_ALONE, other_profile_share=0.0, noise_share=0.0).pair(4)
     n = len(pair.thick)
     # A, fitted from many columns: thick = A truth
     rng = np.random.default_rng(0)
@@ -149,10 +150,23 @@ def test_what_is_nowhere_is_not_invented():
     np.testing.assert_allclose(pair.inverse, pair.truth, rtol=1e-5)
 
 
+def test_spheres_lie_in_what_is_one_value_elsewhere():
+    """Without noise most voxels are the background, and some are not; none is below what a scan can hold."""
+    pairs = source(
+        spheres_share=1.0, uniform_share=0.0, noise_share=0.0, scale=0.0, offset=0.0, patch=(40, 96, 96)
+    )
+    for i in range(12):
+        truth = pairs.pair(i).truth
+        values, counts = np.unique(truth, return_counts=True)
+        assert counts.max() > 0.1 * truth.size
+        assert len(values) > 20
+        assert -1024 <= values.min() < values.max() <= 1400
+
+
 def test_noise_is_in_the_measurement_too():
     """It is added before A: the thick patch is the thickened noisy truth."""
     flat = TrainVolume("x", np.full((24, 24, 24), 40, np.int16), (1.0, 0.8, 0.8), 1.0, True)
-    pair = source(flat, noise_share=1.0, uniform_share=0.0).pair(0)
+    pair = source(flat, noise_share=1.0, **SCANS_ALONE).pair(0)
     assert pair.truth.std() > 1
     left = np.tensordot(pair.null.astype(np.float64), pair.truth - pair.inverse, 1)
     if pair.rho <= 1.4:
