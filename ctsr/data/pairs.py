@@ -131,7 +131,9 @@ class PairSource:
             Ellipsoid(
                 np.array([rng.uniform(0, axis[-1]) for axis in axes]),
                 float(np.exp(rng.uniform(0, np.log(15)))) * rng.uniform(0.7, 1.4, 3),
-                max(-1024.0, background + rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(20), np.log(1200)))),
+                max(
+                    -1024.0, background + rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(20), np.log(1200)))
+                ),
             )
             for _ in range(rng.integers(1, 60))
         ]

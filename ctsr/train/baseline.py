@@ -25,6 +25,7 @@ from ctsr.physics.profile import SliceProfile
 from ctsr.physics.projection import doubling
 from ctsr.physics.zmatrix import interpolation_matrix
 from ctsr.train.loop import Heed
+from ctsr.train.muon import Muon
 
 __all__ = ["BaselineTask"]
 
@@ -75,6 +76,7 @@ class BaselineTask:
     """Pairs, loss and validation of the slice-doubling network."""
 
     kind = "baseline"
+    optimizer: type[torch.optim.AdamW] = Muon
 
     def __init__(
         self,
@@ -90,7 +92,12 @@ class BaselineTask:
         self.card = card
         self.config: Mapping[str, Any] = model.config.to_dict()
         scans = {"train": fingerprint(train), "val": fingerprint(val)}
-        self.recipe: Mapping[str, Any] = {"pairs": asdict(recipe), "loss": asdict(_Loss()), **scans}
+        self.recipe: Mapping[str, Any] = {
+            "pairs": asdict(recipe),
+            "loss": asdict(_Loss()),
+            "optimizer": "muon",
+            **scans,
+        }
         self.source = PairSource(train, recipe, seed=seed)
         self.dataset: Dataset[dict[str, Any]] = _Pairs(self.source)
         self.cases = [_Case(volume) for volume in val]

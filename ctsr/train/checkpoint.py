@@ -22,10 +22,10 @@ from torch.optim import Optimizer
 from ctsr.errors import InputError, UsageError, WeightsError
 from ctsr.io.atomic import check_output, input_error, output_error, write_bytes
 from ctsr.models import zoo
+from ctsr.train.muon import moments
 
 __all__ = ["Progress", "locked", "read", "read_metrics", "restore", "save"]
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, for each parameter
 WINDOW = 200  # steps that "usual" is taken from
 SETTLED = 20  # fewer steps than this say nothing yet
 CLIP_FACTOR = (
@@ -112,7 +112,7 @@ def restore(
     expected = {n: t.shape for n, t in ema.items()}
     expected |= {f"raw/{n}": t.shape for n, t in model.state_dict().items()}
     expected |= {f"step/{n}": torch.Size() for n in trained}
-    expected |= {f"{key}/{n}": t.shape for n, t in trained.items() for key in MOMENTS}
+    expected |= {f"{key}/{n}": t.shape for n, t in trained.items() for key in moments(optimizer, t)}
     if {n: t.shape for n, t in (file.training | file.tensors).items()} != expected:
         raise foreign
     model.load_state_dict({n: file.training[f"raw/{n}"] for n in ema})
@@ -122,7 +122,7 @@ def restore(
     for name, parameter in trained.items():
         # in the parameter's own layout, as the optimiser would have made them
         state = {"step": file.training[f"step/{name}"].clone()}
-        for key in MOMENTS:
+        for key in moments(optimizer, parameter):
             state[key] = torch.empty_like(parameter.detach()).copy_(file.training[f"{key}/{name}"])
         optimizer.state[parameter] = state
     return progress

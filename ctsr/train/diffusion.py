@@ -128,6 +128,7 @@ class DiffusionTask:
     """Patches, loss and validation of the diffusion."""
 
     kind = "diffusion"
+    optimizer = torch.optim.AdamW
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The training loop of all networks, readable from top to bottom.
 
-A task says what a sample, a loss and a validation are; everything else is here: warm-up and cosine, AdamW,
-EMA, clipping to what is usual, mixed precision, DDP from what `torchrun` sets, checkpoints, resume bit for
+A task says what a sample, a loss and a validation are; everything else is here: warm-up and cosine, EMA,
+clipping to what is usual, mixed precision, DDP from what `torchrun` sets, checkpoints, resume bit for
 bit on a CPU, stopping on a signal, and noticing when a run has gone wrong. Nothing here looks at the clock.
 """
 
@@ -93,6 +93,7 @@ class Task(Protocol):
     config: Mapping[str, Any]  # of the network
     recipe: Mapping[str, Any]  # what decides the samples: a resumed run must agree
     card: Mapping[str, Any]
+    optimizer: type[torch.optim.AdamW]
     dataset: Dataset[dict[str, Any]]  # takes any index ≥ 0; (seed, index) decides the sample
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -170,7 +171,7 @@ class _Run:
         layout = torch.channels_last_3d if is_3d else torch.contiguous_format
         self.model = task.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = {name: t.clone() for name, t in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = task.optimizer(
             self.model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.progress = Progress()

@@ -113,6 +113,7 @@ class VaeTask:
     """Patches, loss and validation of the autoencoder."""
 
     kind = "vae"
+    optimizer = torch.optim.AdamW
 
     def __init__(
         self,
