@@ -118,7 +118,7 @@ class TrainBaseline(ScanTraining):
     output_dir: Path | None = option("Default: checkpoints/baseline/ of the project.")
     patch_size: Triple = patch_size("Thin voxels of a pair.", (40, 96, 96))
     init: str | None = option("Start from these weights: baseline (shipped) or a .safetensors file.")
-    lr: float = option("Peak learning rate.", 8e-4, min=1e-8, max=1.0)
+    lr: float = option("Peak learning rate.", 1e-3, min=1e-8, max=1.0)
     validate_every: int = option("Steps between validations.", 500, advanced=True, min=1)
 
 
