@@ -32,14 +32,20 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise UsageError(f"can't be read as TOML: {exc}", path=path) from exc
-    names = {opt.lstrip("-").replace("-", "_"): p.name for p in context.command.params for opt in p.opts}
-    for key in table:
-        if key.replace("-", "_") not in names:
-            near = [name.replace("_", "-") for name in get_close_matches(key, names, 1)]
-            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(sorted(names))}"
+    params = {opt.lstrip("-").replace("-", "_"): p for p in context.command.params for opt in p.opts}
+    told = {}
+    for key, value in table.items():
+        if (param := params.get(key.replace("-", "_"))) is None:
+            near = [name.replace("_", "-") for name in get_close_matches(key, params, 1)]
+            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(sorted(params))}"
             raise UsageError(f"{key} is no option of {context.info_name}", path=path, hint=hint)
-    told = {names[key.replace("-", "_")]: value for key, value in table.items()}
+        if isinstance(value, bool) and not getattr(param, "is_flag", False):  # the parser would read 1 or 0
+            raise UsageError(f"{key} takes a value, not {str(value).lower()}", path=path)
+        told[param.name] = value
     context.default_map = {**(context.default_map or {}), **told}
+    for name in ("as_json", "debug"):  # for an error, too, which is told elsewhere
+        if told.get(name) is True:
+            setattr(context.obj, name, True)
     return path
 
 

@@ -30,8 +30,10 @@ def printable(text: object) -> str:
 class Console:
     """stdout and stderr of one run. `quiet` silences all but results and the error."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
-        self.quiet, self.verbose, self.as_json = quiet, verbose, as_json
+    def __init__(
+        self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False, debug: bool = False
+    ) -> None:
+        self.quiet, self.verbose, self.as_json, self.debug = quiet, verbose, as_json, debug
 
     def note(self, text: object) -> None:
         """Something the user may want to know."""
@@ -48,11 +50,16 @@ class Console:
         if self.verbose and not self.quiet:
             self._say(printable(text))
 
-    def error(self, error: CtsrError) -> None:
-        """The line that says why the run ended; under `--json` a document on stdout as well."""
+    def error(self, error: CtsrError, *, code: int | None = None) -> None:
+        """The line that says why the run ended; under `--json` a document on stdout as well. code: None for its own."""
         self._say(f"error: {printable(error)}")
         if self.as_json:
-            told = {"code": error.exit_code, "path": error.path, "reason": error.reason, "hint": error.hint}
+            told = {
+                "code": code or error.exit_code,
+                "path": error.path,
+                "reason": error.reason,
+                "hint": error.hint,
+            }
             document = {"ok": False, "error": told} | _finite(error.report)
             to_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
 

@@ -81,7 +81,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signals.install()
     try:
-        code = _run(Console(as_json="--json" in sys.argv))
+        code = _run(Console(as_json="--json" in sys.argv, debug="--debug" in sys.argv))
         if (
             os.environ.get("WORLD_SIZE", "1") != "1"
         ):  # torch leaves threads of the group that DDP has used, and they
@@ -97,16 +97,16 @@ def main() -> None:
 def _run(console: Console) -> int:
     """The exit code of the command in `sys.argv`; what went wrong is said."""
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, obj=console)
         to_stdout("")
         return 0
-    except signals.Interrupted:
-        console.error(CtsrError("interrupted"))
+    except signals.Interrupted as exc:
+        console.error(CtsrError("interrupted"), code=128 + exc.signum)
         raise
     except (BrokenPipeError, SystemExit):  # the reader of a help text went away; Typer makes an exit of it
         code = 0
     except Exception as exc:
-        if "--debug" in sys.argv:
+        if console.debug:
             traceback.print_exc()
         error = _as_ours(exc)
         code = error.exit_code

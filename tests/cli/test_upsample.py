@@ -324,6 +324,20 @@ def test_a_config_file_gives_options_and_the_command_line_wins(ctsr, here):
     assert "28 slices" in ctsr("upsample", *IN, "--config", "run.toml", "--factor", "4").out
 
 
+def test_a_config_file_may_ask_for_json_and_a_traceback_of_an_error(ctsr, here):
+    (here / "run.toml").write_text("json = true\ndebug = true\n")
+    ran = ctsr("upsample", "none.nii", "out.nii", "--config", "run.toml")
+    assert (ran.code, json.loads(ran.out)["error"]["code"]) == (3, 3)
+    assert "Traceback" in ran.err
+
+
+@pytest.mark.parametrize("key", ["thickness", "seed", "model", "checkpoint"])
+def test_true_in_a_config_file_is_no_number_and_no_name(ctsr, here, key):
+    (here / "run.toml").write_text(f"{key} = true\n")
+    ran = ctsr("upsample", *IN, "--config", "run.toml")
+    assert (ran.code, ran.line) == (2, f"error: run.toml: {key} takes a value, not true")
+
+
 @pytest.mark.parametrize(
     "value", ["3", '"x"', "true", "[1, 2]", "1.5", "{a = 1}", "1979-05-27", "-1", "inf", '"\\u001b[31m"']
 )

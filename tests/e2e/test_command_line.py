@@ -171,12 +171,13 @@ def wait_for_work(folder: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_work_and_leaves_nothing(slow, signum):
     before = sorted(p.name for p in slow.iterdir())
-    process = started(slow, *SLOW)
+    process = started(slow, *SLOW, "--json", stdout=subprocess.PIPE)
     sent = time.monotonic()
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     took = time.monotonic() - sent
     assert process.returncode == -signum
+    assert json.loads(out)["error"]["code"] == 128 + signum
     assert err.splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in err
     assert sorted(p.name for p in slow.iterdir()) == before
