@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["items", "number", "numbers", "quiet", "short", "text", "texts"]
 
+_ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # its tag, in either order of bytes
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -84,9 +86,11 @@ def short(dataset: Dataset, tag: int) -> int | None:
 
 def items(dataset: Dataset, tag: int) -> list[Dataset]:
     """The items of a sequence; [] where absent or no sequence. Nested too deep: RecursionError."""
-    if tag not in dataset or dataset[tag].VR != "SQ":
+    raw = getattr(_element(dataset, tag), "value", None)
+    # 10 µs an element that pydicom converts, and a header may hold 450,000
+    if raw is None or (isinstance(raw, bytes) and raw[:4] not in _ITEM):
         return []
-    return list(dataset[tag].value or ())
+    return list(dataset[tag].value or ()) if dataset[tag].VR == "SQ" else []
 
 
 def _element(dataset: Dataset, tag: int) -> Any:

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -315,6 +316,21 @@ BOMBS = {
             + b"".join(b"\x08" + k.to_bytes(3, "little") + b"LO\0\0" for k in range(1_000_000))
         ),
         "",
+    ),
+    "450,000 empty elements in a functional group's place": (
+        lambda: object_with(
+            b"\x08\0\x16\0UI"
+            + len(EnhancedCTImageStorage).to_bytes(2, "little")
+            + EnhancedCTImageStorage.encode()
+            + long(0x52009230, b"SQ", 8 + 8 * 450_000)
+            + b"\xfe\xff\x00\xe0"
+            + (8 * 450_000).to_bytes(4, "little")
+            + b"".join(
+                (0x19 + 2 * (k >> 16)).to_bytes(2, "little") + (k & 0xFFFF).to_bytes(2, "little") + b"LO\0\0"
+                for k in range(450_000)
+            )
+        ),
+        "unknown colours",
     ),
     "an element of 4 GiB": (lambda: object_with(long(0x00204000, b"UT", 0xFFFFFFF0)), ""),
     "a header of 20 MiB": (
