@@ -14,6 +14,7 @@ _MARGIN = 0.02  # a range's ends are meant to two digits
 _MAD_PER_SIGMA = 0.6745
 
 _WORDS = {
+    "factor": ("factor", ""),
     "input_spacing_mm": ("slice spacing", " mm"),
     "in_plane_spacing_mm": ("in-plane spacing", " mm"),
     "relative_width": ("slice thickness / spacing", ""),
@@ -22,12 +23,14 @@ _WORDS = {
 }
 
 
-def measured(y: np.ndarray, *, spacing: float, in_plane: float, rho: float) -> dict[str, float | None]:
-    """What is compared with a model's ranges, of a thick volume (n, H, W), HU, with its lengths in mm.
+def measured(
+    y: np.ndarray, *, factor: float, spacing: float, in_plane: float, rho: float
+) -> dict[str, float | None]:
+    """What is compared with a model's ranges, of a thick volume (n, H, W), HU, thinned by `factor`; lengths in mm.
 
     None: could not be measured.
     """
-    values = (spacing, in_plane, rho, noise_level(y), float(y.max()))
+    values = (factor, spacing, in_plane, rho, noise_level(y), float(y.max()))
     return dict(zip(_WORDS, values, strict=True))
 
 

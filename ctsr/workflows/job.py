@@ -271,7 +271,8 @@ class Job:
         if not ranges:
             return []
         plane = float(np.delete(volume.spacing, self.axis).max())
-        found = measured(self.y, spacing=self.recipe.spacing, in_plane=plane, rho=self.recipe.rho)
+        r = self.recipe
+        found = measured(self.y, factor=r.factor, spacing=r.spacing, in_plane=plane, rho=r.rho)
         outside, words = outside_domain(found, ranges), "outside what the weights were trained for"
         if outside and self.options.is_strict:
             raise InputError(f"{words}: {'; '.join(outside)}", hint="without --strict: a warning")

@@ -46,14 +46,15 @@ def test_too_little_soft_tissue_is_no_number():
 def test_what_is_measured_of_a_volume():
     y = np.rint(soft(10)).astype(np.int16)
     y[1, 2, 3] = 2900
-    found = measured(y, spacing=5.0, in_plane=0.7, rho=1.2)
+    found = measured(y, factor=2.0, spacing=5.0, in_plane=0.7, rho=1.2)
     assert found["noise_hu"] == pytest.approx(10, rel=0.1)
-    lengths = {"input_spacing_mm": 5.0, "in_plane_spacing_mm": 0.7, "relative_width": 1.2}
-    assert found == lengths | {"noise_hu": found["noise_hu"], "highest_hu": 2900.0}
+    given = {"factor": 2.0, "input_spacing_mm": 5.0, "in_plane_spacing_mm": 0.7, "relative_width": 1.2}
+    assert found == given | {"noise_hu": found["noise_hu"], "highest_hu": 2900.0}
 
 
 MEASURED: dict[str, float | None] = {
-    "input_spacing_mm": 5.0, "in_plane_spacing_mm": 0.7, "relative_width": 1.0, "noise_hu": 20.0, "highest_hu": 1500.0,
+    "factor": 2.0, "input_spacing_mm": 5.0, "in_plane_spacing_mm": 0.7, "relative_width": 1.0, "noise_hu": 20.0,
+    "highest_hu": 1500.0,
 }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ MEASURED: dict[str, float | None] = {
         ({"input_spacing_mm": (1, 4.85)}, ["slice spacing 5 mm, trained for 1…4.85"]),
         ({"input_spacing_mm": (5.05, 8)}, []),
         ({"input_spacing_mm": (5.2, 8)}, ["slice spacing 5 mm, trained for 5.2…8"]),
+        ({"factor": (3, 5)}, ["factor 2, trained for 3…5"]),
         ({"relative_width": (1.2, 2)}, ["slice thickness / spacing 1, trained for 1.2…2"]),
         (
             {"noise_hu": (0, 10), "highest_hu": (-1024, 1000)},
