@@ -47,10 +47,14 @@ class Sampling:
         """(detail_gain, spread_factor) that validation found for these settings, None where it had others.
 
         card: of the diffusion. Both numbers hold for that sampler, number of steps and of samples, without guidance.
+        ValueError where they can't be such numbers.
         """
         validated, metrics = card.get("sampling", {}), card.get("metrics", {})
         gain = metrics.get(f"detail_gain_{self.samples}")
         is_same = (self.sampler, self.num_steps) == (validated.get("sampler"), validated.get("num_steps"))
         if gain is None or not is_same or self.guidance_scale != 1:
             return None
-        return float(gain), float(metrics.get(f"spread_factor_{self.samples}", 1.0))
+        gain, factor = float(gain), float(metrics.get(f"spread_factor_{self.samples}", 1.0))
+        if not 0 <= gain <= 1 or factor < 0:
+            raise ValueError(f"its card holds a detail gain of {gain:g}, a spread factor of {factor:g}")
+        return gain, factor

@@ -44,7 +44,7 @@ def load(o: Options) -> tuple[Engine, Diffuser | None, dict[str, Any]]:
             fitted = o.sampling.calibration(file.card)
             gain, factor = fitted or (1.0, 1.0)
             diffuser = Diffuser(network, coder, path, o.sampling, device, dtype, gain, factor)
-        except (WeightsError, TypeError, ValueError) as exc:
+        except (WeightsError, AttributeError, TypeError, ValueError) as exc:
             raise WeightsError(str(exc), path=name) from exc
         network = first
         told["diffusion"] = asdict(o.sampling) | hashes | {"detail_gain": gain, "spread_factor": factor}
@@ -74,7 +74,7 @@ def _match(given: str | None, kind: str, wanted: str, checkpoint: str, option: s
     """The network whose file's sha256 is `wanted`: what is given, else of the checkpoint's project, else shipped."""
     names = [given] if given else []
     if not given:
-        of_project = locate(checkpoint).resolve().parents[1] / kind / "best.safetensors"
+        of_project = locate(checkpoint).resolve().parent.parent / kind / "best.safetensors"
         names = [os.fspath(of_project)] * of_project.is_file() + [kind] * (kind in SHIPPED)
     found = []
     for name in names:

@@ -14,9 +14,10 @@ from pydicom import dcmread
 
 from ctsr.core.volume import Volume
 from ctsr.diffusion.schedule import Schedule
-from ctsr.errors import ResourceError, UsageError, WeightsError
+from ctsr.errors import InputError, ResourceError, UsageError, WeightsError
 from ctsr.infer.sampling import Sampling
 from ctsr.models.zoo import pack
+from ctsr.workflows import networks
 from ctsr.workflows.folder import Report
 from ctsr.workflows.requests import FileOptions
 from ctsr.workflows.thinner import Thinner
@@ -197,6 +198,30 @@ def test_another_network_than_it_was_trained_with_is_refused_by_both_hashes(tmp_
     named = dict.fromkeys(named, str(there))
     with pytest.raises(WeightsError, match=f"{wanted}.*{other}"):
         thinner(checkpoint, **named)(volume())
+
+
+def test_a_factor_that_was_not_trained_is_told_or_refused(tmp_path):
+    checkpoint = make_project(tmp_path, ranges={"factor": [2.0, 3.0]})
+    words = "factor 8, trained for 2…3"
+    assert any(words in note for note in thinner(checkpoint, factor=8.0)(volume()).notes)
+    with pytest.raises(InputError, match=words):
+        thinner(checkpoint, factor=8.0, is_strict=True)(volume())
+    thinner(checkpoint, factor=2.5, is_strict=True).job(volume())
+
+
+@pytest.mark.parametrize(
+    "card", [{"sampling": ["multistep"]}, {"metrics": "none"}, {"metrics": {"detail_gain_2": 50}}]
+)
+def test_a_card_that_makes_no_sense_is_refused(tmp_path, card):
+    checkpoint = make_project(tmp_path, **({"sampling": VALIDATED, "metrics": METRICS} | card))
+    with pytest.raises(WeightsError, match="best"):
+        thinner(checkpoint)(volume())
+
+
+def test_weights_at_the_top_of_a_disk_are_found_to_be_alone():
+    """A container may hold them there: no folder lies above."""
+    with pytest.raises(WeightsError, match="none is beside it"):
+        networks._match(None, "vae", "0" * 64, "/best.safetensors", "--vae-checkpoint")
 
 
 def test_options_of_a_diffusion_are_refused_elsewhere(project):
