@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
 import safetensors
@@ -133,16 +133,29 @@ class LatentPair:
             return [file.get_tensor(name).numpy() for name in EXCERPT]
 
 
-def excerpt_box(record: PairRecord, size: Sequence[int]) -> tuple[Triple, Triple]:
-    """Corner, in latent voxels, and size, in voxels, of the excerpt from the middle of a volume of `size` (D, H, W).
+def excerpt_box(record: PairRecord, body: np.ndarray) -> tuple[Triple, Triple]:
+    """Corner, in latent voxels, and size, in voxels, of the excerpt from the middle of a volume.
 
-    Its borders are borders of thick slices and of latent voxels.
+    body: its mask (D, H, W); where there is none of it in the middle, as between two legs, the excerpt lies about the
+    middle one of its voxels. Its borders are borders of thick slices and of latent voxels.
     """
+    corner, lengths = _box_about(record, body.shape, [n // 2 for n in body.shape])
+    cut = (slice(c * s, c * s + n) for c, s, n in zip(corner, record.strides, lengths, strict=True))
+    if not body[*cut].any() and (where := np.flatnonzero(body)).size:
+        return _box_about(record, body.shape, np.unravel_index(where[len(where) // 2], body.shape))
+    return corner, lengths
+
+
+def _box_about(
+    record: PairRecord, size: Sequence[int], middle: Sequence[SupportsInt]
+) -> tuple[Triple, Triple]:
     corner, lengths = [], []
-    for n, most, stride, step in zip(size, EXCERPT_SIZE, record.strides, (record.factor, 1, 1), strict=True):
+    steps = (record.factor, 1, 1)
+    for n, at, most, stride, step in zip(size, middle, EXCERPT_SIZE, record.strides, steps, strict=True):
         unit = math.lcm(stride, step)
         lengths.append(min(n, max(unit, most // unit * unit)))
-        corner.append((n - lengths[-1]) // 2 // unit * unit // stride)
+        start = min(max(0, int(at) - lengths[-1] // 2), n - lengths[-1])
+        corner.append(start // unit * unit // stride)
     return (corner[0], corner[1], corner[2]), (lengths[0], lengths[1], lengths[2])
 
 

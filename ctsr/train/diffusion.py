@@ -25,6 +25,7 @@ from ctsr.core.zgrid import ZGrid
 from ctsr.data.latents import LatentPair
 from ctsr.diffusion.sampler import noise_source
 from ctsr.diffusion.schedule import Schedule, diffuse, noise_level
+from ctsr.errors import InputError
 from ctsr.metrics.fidelity import PEAK, psnr
 from ctsr.models.control import ControlledUNet, slice_maps
 from ctsr.physics.operator import apply_along_z, grid_operator
@@ -99,6 +100,10 @@ class _Case:
         self.conditions = _conditions(pair, record.corner[0], size[0])
         self.grid, self.rho = ZGrid(len(truth) // record.factor, float(record.factor)), record.rho
         spacing = record.factor * record.spacing
+        if not self.body.any():
+            raise InputError(
+                "nothing of the body in its excerpt", path=pair.path, hint="take its scan off the list"
+            )
         A = grid_operator(self.grid, SliceProfile(), spacing=spacing, thickness=record.rho * spacing)
         P = projection_matrix(A)
         thick = apply_along_z(A, truth)

@@ -105,10 +105,10 @@ class _Encoder:
         hu, body = volume.hu[box], body_mask(volume.hu)[box]
         stamp = self.stamp(case.name)
         made = skipped = 0
-        for factor in map(int, r.factors.split(",")):
+        for factor in dict.fromkeys(map(int, r.factors.split(","))):
             enough = thick_count(len(hu), factor) >= SMALLEST_STACK
             for variant in range(r.variants if enough else 0):
-                record = self._record(volume, stamp, factor, variant, hu.shape)
+                record = self._record(volume, stamp, factor, variant, body)
                 path = case.target / f"x{factor}-{variant}.safetensors"
                 if path.exists() and not r.overwrite:
                     if not r.skip_existing:
@@ -122,26 +122,28 @@ class _Encoder:
                 else:
                     self._pair(path, record, hu, body)
                     made += 1
-        return {"status": "skipped" if skipped and not made else "ok", "pairs": made, "skipped": skipped}
+        if not made + skipped:
+            words = f"{len(hu)} slices make fewer than {SMALLEST_STACK} thick ones (--factors)"
+            return {"status": "left out", "reason": words, "pairs": 0}
+        return {"status": "ok" if made else "skipped", "pairs": made, "skipped": skipped}
 
     def _record(
-        self, volume: TrainVolume, stamp: Stamp, factor: int, variant: int, size: tuple[int, ...]
+        self, volume: TrainVolume, stamp: Stamp, factor: int, variant: int, body: np.ndarray
     ) -> PairRecord:
         rng = np.random.default_rng([self.request.seed, int(volume.content[:16], 16), factor, variant])
         z, y, x = (bool(flip) for flip in rng.integers(0, 2, 3))
         rho = round(float(rng.uniform(*(RECIPE.usual_widths if rng.random() < 0.5 else RECIPE.widths))), 4)
         record = PairRecord(
-            stamp=stamp, content=volume.content, factor=factor, rho=rho, n=thick_count(size[0], factor),
+            stamp=stamp, content=volume.content, factor=factor, rho=rho, n=thick_count(len(body), factor),
             spacing=volume.spacing[0], pixel=max(volume.spacing[1:]), flips=(z, y, x), strides=self.vae.strides,
             corner=(0, 0, 0), dtype=self.request.dtype, seed=self.request.seed,
         )  # fmt: skip
-        return replace(record, corner=excerpt_box(record, (record.grid.m, *size[1:]))[0])
+        return replace(record, corner=excerpt_box(record, _flipped(record, body))[0])
 
     def _pair(self, path: Path, record: PairRecord, hu: np.ndarray, body: np.ndarray) -> None:
         """hu, body: (D, H, W), the box around the patient."""
         m, spacing = record.grid.m, record.factor * record.spacing
-        flipped = tuple(axis for axis in range(3) if record.flips[axis])
-        truth, body = (np.flip(part, flipped)[:m] for part in (hu, body))
+        truth, body = _flipped(record, hu), _flipped(record, body)
         how: dict[str, Any] = {
             "factor": float(record.factor), "spacing": spacing, "thickness": record.rho * spacing,
             "profile": SliceProfile(),
@@ -151,9 +153,14 @@ class _Encoder:
         recipe = Recipe(n=record.n, **how)
         restored = Pipeline(recipe, tiling=tiling, engine=self.engine).rows(thick, 0, m)
         x0, y0 = (encode_tiled(self.vae, part).cpu() for part in (truth, restored))
-        corner, size = excerpt_box(record, truth.shape)
+        corner, size = excerpt_box(record, body)
         cut = tuple(slice(c * s, c * s + n) for c, s, n in zip(corner, record.strides, size, strict=True))
         r = x0 - y0
         record = replace(record, mean_square=tuple(r.double().square().mean(dim=(1, 2, 3)).tolist()))
         excerpt = [part[cut] for part in (truth, restored, body)]
         write_pair(path, record, (y0, r), excerpt, overwrite=self.request.overwrite)
+
+
+def _flipped(record: PairRecord, part: np.ndarray) -> np.ndarray:
+    """(D, H, W) → (m, H, W), a view: turned about, and without the slices that make no thick one."""
+    return np.flip(part, tuple(axis for axis in range(3) if record.flips[axis]))[: record.grid.m]

@@ -212,6 +212,8 @@ class EncodeLatents(InProject):
     def __post_init__(self) -> None:
         if not all(word in FACTORS for word in self.factors.split(",")):
             raise UsageError(f"--factors: {self.factors} are no whole numbers in 2…8 with commas between")
+        if self.overwrite and self.skip_existing:
+            raise UsageError("--overwrite and --skip-existing exclude each other")
 
     @property
     def latents(self) -> Path:

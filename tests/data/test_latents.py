@@ -30,7 +30,7 @@ def parts(record: PairRecord = RECORD, *, seed: int = 0) -> tuple[list[torch.Ten
     generator = torch.Generator().manual_seed(seed)
     pair = [torch.randn(8, 6, 5, 6, generator=generator) for _ in range(2)]
     rng = np.random.default_rng(seed)
-    corner, size = excerpt_box(record, (12, 20, 24))
+    corner, size = excerpt_box(record, np.ones((12, 20, 24), bool))
     assert corner == record.corner
     return pair, [*rng.integers(-1000, 1000, (2, *size), dtype=np.int16), rng.random(size) < 0.5]
 
@@ -65,7 +65,9 @@ def test_a_pair_is_read_back_as_it_was_written(tmp_path, dtype, bits):
 def test_an_excerpt_ends_where_thick_slices_and_latent_voxels_do(factor, n, height, width, strides):
     record = replace(RECORD, factor=factor, n=n, strides=strides)
     size = (record.grid.m, height, width)
-    corner, lengths = excerpt_box(record, size)
+    body = np.zeros(size, bool)
+    body[:, height // 5, width // 7] = True
+    corner, lengths = excerpt_box(record, body)
     start = [c * s for c, s in zip(corner, strides, strict=True)]
     assert all(k > 0 and a + k <= m for a, k, m in zip(start, lengths, size, strict=True))
     assert start[0] % factor == 0
@@ -73,6 +75,7 @@ def test_an_excerpt_ends_where_thick_slices_and_latent_voxels_do(factor, n, heig
     for k, m, s, most in zip(lengths, size, strides, latents.EXCERPT_SIZE, strict=True):
         assert k == m or k % s == 0
         assert k <= max(most, math.lcm(factor, s))
+    assert body[*(slice(a, a + k) for a, k in zip(start, lengths, strict=True))].any()
 
 
 def spoil_tensor(path: Path, name: str, tensor: torch.Tensor | None) -> None:

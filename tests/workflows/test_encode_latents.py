@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.weights.registry import load_model
 from ctsr.workflows.folder import Report
+from tests.io.make import affine_of, nifti, put
 from tests.train import latents, tiny
 
 
@@ -160,10 +162,40 @@ def test_thick_scans_are_left_out_and_broken_ones_do_not_stop_the_rest(project, 
     assert "1 mm apart" in str(rows[0]["reason"])
 
 
+def test_a_scan_too_short_for_two_thick_slices_is_left_out(project, tmp_path):
+    hu = np.asarray(nib.load(project / "data/scan1.nii.gz").dataobj)[:, :, :7]
+    put(project / "data", nifti(hu, affine_of((0.8, 0.8, 1.0))), "short.nii.gz")
+    listed = project / "data/short.txt"
+    listed.write_text("short.nii.gz\n")
+    (row,) = latents.encode(project, output_dir=tmp_path, file_list=listed, factors="4,8")
+    assert (row["status"], row["pairs"]) == ("left out", 0)
+    assert "7 slices make fewer than 2 thick ones" in str(row["reason"])
+
+
+def test_what_is_asked_for_twice_is_made_once(project, tmp_path):
+    rows = latents.encode(project, output_dir=tmp_path, factors="3,3")
+    assert [row["pairs"] for row in rows] == [1, 1, 1]
+
+
+def test_an_excerpt_holds_the_body_of_a_scan_that_has_none_in_its_middle(project, tmp_path):
+    rng, hu = np.random.default_rng(0), np.full((240, 48, 24), -1000.0)
+    hu[16:40, 12:36] = hu[200:225, 12:36] = 40
+    hu += rng.normal(0, 10, hu.shape)
+    put(project / "data", nifti(hu.astype(np.int16), affine_of((0.8, 0.8, 1.0))), "legs.nii.gz")
+    listed = project / "data/legs.txt"
+    listed.write_text("legs.nii.gz\n")
+    latents.encode(project, output_dir=tmp_path, file_list=listed, factors="2", variants=4)
+    found = LatentPair.find(tmp_path, "legs.nii.gz")
+    assert len({pair.record.flips for pair in found}) > 1
+    assert all(pair.excerpt()[2].any() for pair in found)
+
+
 @pytest.mark.parametrize("factors", ["1,2", "9", "", "2.5", "2,x"])
 def test_what_cannot_be_asked_for(project, factors):
     with pytest.raises(UsageError, match="no whole numbers in 2…8"):
         latents.encode(project, factors=factors)
+    with pytest.raises(UsageError, match="exclude each other"):
+        latents.encode(project, skip_existing=True, overwrite=True)
 
 
 def test_a_record_names_no_folder(project):
