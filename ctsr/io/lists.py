@@ -29,12 +29,23 @@ def stem(path: PathLike) -> str:
 
 
 def volumes_in(folder: PathLike) -> list[Path]:
-    """All NIfTI files under `folder`, sorted, without hidden files and folders; may be empty."""
+    """All NIfTI files under `folder`, sorted, without hidden files and folders; may be empty.
+
+    Links to folders are followed, but for those that lead back to a folder they lie in. A folder that can't be read
+    is an InputError: its files would be missing without a word.
+    """
     if not os.path.isdir(folder):
         raise InputError("is not a folder" if os.path.lexists(folder) else "does not exist", path=folder)
     found: list[Path] = []
-    for here, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+
+    def refuse(exc: OSError) -> None:
+        raise input_error(exc, exc.filename) from exc
+
+    def leads_back(path: Path) -> bool:
+        return path.resolve() in {above.resolve() for above in path.absolute().parents}
+
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".") and not leads_back(Path(here, f))]
         names = [n for n in names if n.lower().endswith(VOLUME_SUFFIXES) and not n.startswith(".")]
         found += (Path(here, name) for name in names)
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -133,6 +134,33 @@ def test_volumes_are_found_below_a_folder_in_order(data):
         volumes_in(data / "none")
     with pytest.raises(InputError, match="is not a folder"):
         volumes_in(data / "a.nii.gz")
+
+
+def test_links_to_folders_are_followed_and_never_in_a_circle(data, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "e.nii").write_bytes(b"")
+    (elsewhere / "back").symlink_to(data)
+    (data / "sub" / "up").symlink_to("..")
+    (data / "above").symlink_to(tmp_path)
+    (data / "nowhere").symlink_to("none")
+    before = volumes_in(data)
+    (data / "patient").symlink_to(elsewhere)
+    assert [p for p in volumes_in(data) if p not in before] == [data / "patient" / "deep" / "e.nii"]
+
+
+def test_a_folder_that_can_not_be_read_is_refused_by_name(data, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):  # a mode bit does not stop root
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match="permission denied") as refused:
+        volumes_in(data)
+    assert refused.value.path == str(data / "sub")
 
 
 @pytest.mark.parametrize(
