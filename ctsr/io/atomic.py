@@ -20,7 +20,7 @@ from ctsr.errors import CtsrError, InputError, ResourceError, UsageError
 
 __all__ = [
     "OutputFile", "PathLike", "atomic_folder", "atomic_write", "check_folder", "check_output", "input_error",
-    "output_error", "sweep", "write_bytes", "write_text",
+    "make_folder", "output_error", "sweep", "write_bytes", "write_text",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -280,6 +280,14 @@ def check_output(path: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] 
             if os.path.isfile(path) and os.path.samefile(source, path):
                 raise UsageError("is the input itself", path=path, hint="name another output")
     _try_out(_target(path, overwrite=overwrite), path)
+
+
+def make_folder(path: PathLike) -> None:
+    """Make a folder and those above it, where they are not there. UsageError or ResourceError where that can't be."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UsageError("is a file, a folder is asked for", path=path)
+    with _as_output_error(path):
+        os.makedirs(path, exist_ok=True)
 
 
 def check_folder(path: PathLike, *, overwrite: bool, is_ours: Callable[[str], bool]) -> None:

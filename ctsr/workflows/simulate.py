@@ -13,7 +13,7 @@ from ctsr.core.geometry import slice_axis
 from ctsr.core.volume import Volume, rounded
 from ctsr.data.splits import MANIFEST, SETS, list_path, update_manifest
 from ctsr.errors import UsageError
-from ctsr.io.atomic import check_output
+from ctsr.io.atomic import check_output, make_folder
 from ctsr.io.lists import read_table, stem, write_table
 from ctsr.io.nifti import write_volume
 from ctsr.io.provenance import check_image_output
@@ -49,7 +49,7 @@ def simulate(
 
     def work(case: Case) -> Mapping[str, Any]:
         if is_folder:
-            case.target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(case.target.parent)
         inputs = [case.source] if case.series is None else []
         check_image_output(case.target, overwrite=asked.overwrite, inputs=inputs)
         notes: list[str] = []
@@ -72,7 +72,7 @@ def simulate(
     pairs = target / PAIRS
     if not asked.overwrite:
         refuse_existing([pairs, *(case.target for case in cases)])
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     rows = run_cases(cases, work, report)
     made = [
         row | {"thin": _relative(case.source, target), "thick": _relative(case.target, target)}
@@ -135,9 +135,7 @@ def phantoms(
     if not overwrite:
         lists = [list_path(data, name) for name in (*SETS, "all")]
         refuse_existing([*(data / file for file in files), manifest, *lists])
-    if data.exists() and not data.is_dir():
-        raise UsageError("is a file; the scans need a folder", path=data)
-    data.mkdir(parents=True, exist_ok=True)
+    make_folder(data)
     check_output(manifest, overwrite=overwrite)
     others = read_table(manifest, columns=["file"]) if manifest.exists() else []
     patients = {row.get("patient") or row["file"] for row in others if row["file"] not in files}

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctsr.core.volume import Volume
 from ctsr.errors import UsageError
-from ctsr.io.atomic import check_output, write_bytes
+from ctsr.io.atomic import check_output, make_folder, write_bytes
 from ctsr.io.dicom.records import Stack
 from ctsr.io.dicom.write import check_like, check_series, write_series
 from ctsr.io.lists import VOLUME_SUFFIXES, write_table
@@ -72,7 +72,7 @@ def upsample_files(
 
     def work(case: Case) -> Mapping[str, Any]:
         if not files.is_dry_run:
-            case.target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(case.target.parent)
         return _thin(case, thinner, files, report)
 
     rows = run_cases(cases, work, report)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -286,6 +288,20 @@ def full_disk():
 def test_what_would_fail_every_case_stops_the_run(error):
     with pytest.raises(type(error)):
         run_cases(CASES, raising(error), failed=lambda case, exc: None)
+
+
+def test_a_folder_that_can_not_be_made_stops_the_run(tmp_path, cases, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").write_text("a file in the way")
+    with pytest.raises(UsageError, match="is a file, a folder is asked for"):
+        thin(cases, tmp_path / "out")
+
+    def mkdir(path, mode=0o777):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(ResourceError, match="read-only file system"):
+        thin(cases, tmp_path / "other")
 
 
 def test_a_record_lies_beside_every_output(tmp_path, cases):
