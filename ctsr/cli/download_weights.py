@@ -37,6 +37,8 @@ def download_weights(
     """
     if not (names or show or everything or verify):
         raise UsageError("no weights named", hint="ctsr download-weights --list shows them")
+    if (show or verify) and (source is not None or revision is not None or overwrite or (show and verify)):
+        raise UsageError("--list and --verify stand without each other, --from, --revision and --overwrite")
     from ctsr.weights.hub import cache_folder
     from ctsr.weights.registry import PUBLISHED, SHIPPED
     from ctsr.workflows.download_weights import download_weights as run

@@ -33,6 +33,8 @@ def simulate(
 
     A folder gives the same tree and pairs.csv. Scans to try a training on: ctsr simulate --phantoms 8 PROJECT
     """
+    if project is not None and source is not None:
+        raise UsageError("--project stands instead of OUT, with --phantoms alone")
     from ctsr.workflows.folder import Report, raise_for_failures
     from ctsr.workflows.simulate import phantoms as make_phantoms
     from ctsr.workflows.simulate import simulate as run

@@ -112,6 +112,8 @@ def test_the_list_names_everything_and_asks_nobody(ctsr, server):
         (["--all"], 6, "hf://microsoft/mri-autoencoder-v0.1@main/diffusion_pytorch_model.safetensors: no such rep"),
         ([TEXT, "--from", "nowhere"], 5, f"{TEXT}: not in nowhere"),
         (["--verify", TEXT], 5, f"{TEXT}: not in "),
+        (["--verify", "--from", "stick"], 2, "--list and --verify stand without"),
+        (["--verify", "--list"], 2, "--list and --verify stand without"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )  # fmt: skip

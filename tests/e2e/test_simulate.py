@@ -71,6 +71,8 @@ def test_a_folder_with_a_bad_case_is_exit_7_and_json_says_which(thin, tmp_path):
         (["thin.nii.gz", "no/out.nii.gz"], 2, "folder does not exist"),
         (["-", "out.nii.gz"], 2, "standard input"),
         (["thin.nii.gz", "out.nii.gz", "--phantoms", "2"], 2, "--phantoms"),
+        (["thin.nii.gz", "out.nii.gz", "--project", "p"], 2, "--project"),
+        (["p", "--phantoms", "2", "--project", "q"], 2, "--project"),
     ],
 )
 def test_what_can_not_be_done_is_one_line_and_leaves_nothing(thin, tmp_path, words, code, said):
