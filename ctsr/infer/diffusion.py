@@ -25,7 +25,14 @@ from ctsr.diffusion.sampler import guided, noise_source, sample
 from ctsr.diffusion.schedule import Path, Schedule
 from ctsr.errors import ResourceError, WeightsError
 from ctsr.infer.sampling import Sampling
-from ctsr.infer.vae_tiles import decode_tiled, encode_tiled, latent_size
+from ctsr.infer.vae_tiles import (
+    SMALLEST,
+    bytes_a_voxel,
+    decode_tiled,
+    encode_tiled,
+    latent_size,
+    tile_within,
+)
 from ctsr.infer.windows import Box, bell, tiles, within
 from ctsr.models.control import ControlledUNet, slice_maps
 from ctsr.models.vae import CtVae, Triple
@@ -36,13 +43,10 @@ T = TypeVar("T", Tensor, np.ndarray)
 Report = Callable[[float], None]
 Rows = Callable[[int, int], np.ndarray]
 Changes = Callable[[int, int], Iterator[np.ndarray]]
-SMALLEST = 4  # latent voxels of a tile's side
 BLENDED = 6  # of a halo, where memory does not allow an exact one
 MOST_SEEN = 8.0  # times that a voxel is read, with halos that are exact
 GPU_SHARE = 0.9  # of its free memory
-# Tensors of a network's first level that are alive at once, of 4 bytes a value: measured of `compact` in fp32 on a CPU
-# encode 4.0 to 5.9, decode 4.9 to 8.6, denoise 12 to 14.6, the more the smaller the tile; bf16 takes half.
-ALIVE = {"encode": 6.0, "denoise": 15.0, "decode": 8.5}
+ALIVE_DENOISING = 15.0  # as `ALIVE` of the autoencoder: measured 12 to 14.6
 FLOP_A_PARAMETER = {"encode": 0.06, "denoise": 0.33, "decode": 0.1}  # and voxel: image, latent, image
 
 
@@ -197,9 +201,8 @@ class Diffuser:
     def _bytes_a_voxel(self, name: str) -> float:
         """What a network holds for each latent voxel that it reads."""
         if name == "denoise":
-            return 4 * (ALIVE[name] * self.network.config.channels[0] + 8 * self.vae.latent_channels)
-        config = self.vae.config
-        return 4 * math.prod(config.strides) * (2 + ALIVE[name] * config.channels[0] / config.unshuffle**2)
+            return 4 * (ALIVE_DENOISING * self.network.config.channels[0] + 8 * self.vae.latent_channels)
+        return bytes_a_voxel(self.vae, name)
 
     def latent_bytes(self, size: Triple) -> float:
         """Of one latent of a volume (m, H, W)."""
@@ -317,27 +320,3 @@ class Diffuser:
     def _remark(self, text: str) -> None:
         if text not in self.remarks:
             self.remarks.append(text)
-
-
-def tile_within(size: Triple, reach: Triple, voxels: float) -> tuple[Triple, int, float]:
-    """The tile of a latent of `size`, halved side by side, that reads at most so many voxels; or the smallest.
-
-    Then the voxels that it reads, and how often a voxel is read.
-    """
-
-    def read(tile: Sequence[int]) -> int:
-        return math.prod(
-            n if h >= n else min(n, t + 2 * h) for n, t, h in zip(size, tile, reach, strict=True)
-        )
-
-    tile = list(size)
-    while read(tile) > voxels:
-        halved = [
-            [max(SMALLEST, -(-t // 2)) if axis == i else t for i, t in enumerate(tile)] for axis in range(3)
-        ]
-        best = min(halved, key=read)
-        if read(best) >= read(tile):
-            break
-        tile = best
-    n_tiles = math.prod(1 if h >= n else -(-n // t) for n, t, h in zip(size, tile, reach, strict=True))
-    return (tile[0], tile[1], tile[2]), read(tile), n_tiles * read(tile) / math.prod(size)

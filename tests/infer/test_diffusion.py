@@ -11,9 +11,10 @@ import torch
 from ctsr.core.zgrid import ZGrid
 from ctsr.diffusion.schedule import Schedule
 from ctsr.errors import ResourceError, UsageError, WeightsError
-from ctsr.infer.diffusion import Cut, Diffuser, schedule_of, tile_within
+from ctsr.infer.diffusion import Cut, Diffuser, schedule_of
 from ctsr.infer.plan import make_plan
 from ctsr.infer.sampling import SAMPLERS, Sampling
+from ctsr.infer.vae_tiles import tile_within
 from ctsr.physics.operator import apply_along_z
 from tests.infer.tiny import diffuser, pipeline, thick
 

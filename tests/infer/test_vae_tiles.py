@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ctsr.infer.vae_tiles import decode_tiled, encode_tiled, latent_size
 from ctsr.infer.windows import tiles
-from ctsr.models.vae import CtVae
+from ctsr.models.vae import CtVae, VaeConfig
 from tests.models.test_vae import BY_SLICE, FLAT, SMALL, trained
 
 LATENT_TOLERANCE = 1e-5  # standardised; float32 sums in another order
@@ -113,6 +113,28 @@ def test_bfloat16_inside_stays_near(vae):
     near = encode_tiled(vae, hu, dtype=torch.bfloat16)
     assert near.dtype == torch.float32
     assert 0 < (near - z).abs().max() < 0.1 * z.abs().max()
+
+
+def test_a_large_network_is_cut_into_smaller_tiles(monkeypatch):
+    """As trainings and encode-latents, that plan no memory, run it: `full` would hold 14 GB, a small GPU has 11."""
+    vae = CtVae(VaeConfig(channels=(128, 1), blocks=2))
+    seen: list[int] = []
+
+    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(x.numel())
+        z = torch.zeros((1, 8, *latent_size(vae, x.shape[2:])))
+        return z, z
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        seen.append(z[0, 0].numel() * math.prod(vae.strides))
+        return torch.zeros((1, 1, *(n * s for n, s in zip(z.shape[2:], vae.strides, strict=True))))
+
+    monkeypatch.setattr(vae, "encode", encode)
+    monkeypatch.setattr(vae, "decode", decode)
+    hu = np.zeros((64, 512, 512), np.int16)
+    decode_tiled(vae, encode_tiled(vae, hu), hu.shape)
+    held = 4 * 128 / vae.config.unshuffle**2 * 8.5  # bytes a voxel
+    assert max(seen) * held < 4e9
 
 
 def test_a_latent_of_another_volume_is_refused():
