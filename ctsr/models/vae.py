@@ -41,6 +41,7 @@ LOGVAR_START = -12.0  # a standard deviation of 0.0025, 1 HU in the image: sampl
 # Spread of an orthonormal cosine coefficient of frequency f (cycles a voxel) in CT, in units of 1000 HU: measured 0.42
 # to 0.08 between f = 0.125 and 0.28, and 0.5 √n at f = 0. T is divided by it: latents begin near unit variance.
 AC_SPREAD, DC_SPREAD = 0.006, 0.5
+BLOCK_LIMIT = 1024  # voxels: the square of it is what their cosines take
 Triple = tuple[int, int, int]
 
 
@@ -63,6 +64,8 @@ class VaeConfig:
             raise ValueError(f"{self.blocks} blocks a level, {self.unshuffle} pixels folded")
         if not 1 <= self.latent_channels <= math.prod(self.strides):
             raise ValueError(f"{self.latent_channels} latent channels for a block of {self.strides} voxels")
+        if self.slice_groups == 1 and math.prod(self.strides) > BLOCK_LIMIT:
+            raise ValueError(f"a block of {self.strides} voxels, {BLOCK_LIMIT} are possible")
         if self.slice_groups > 1 and (self.unshuffle > 1 or set(self.z_strides) != {1}):
             raise ValueError("the slice-wise network has no stride along z and folds no pixels")
 

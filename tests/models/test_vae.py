@@ -251,6 +251,11 @@ def test_a_file_gives_the_model_back_with_the_scale_of_its_latents(config):
         {"slice_groups": 32},
         {"latent_channels": 33},
         {"channels": (4,)},
+        {
+            "channels": (4,) * 4,
+            "z_strides": (2,) * 3,
+            "unshuffle": 4,
+        },  # blocks of 8192 voxels, cosines of 512 MB
     ],
     ids=str,
 )
