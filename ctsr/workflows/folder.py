@@ -40,6 +40,7 @@ __all__ = [
 T = TypeVar("T")
 C = TypeVar("C", bound="Case")
 
+_OTHER_FILES = {".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".dcm", ".gz", ".zip"}
 _DISK_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -107,8 +108,16 @@ def about(path: Path) -> Iterator[None]:
 
 
 def names_image(target: Path) -> bool:
-    """Whether an output is one image file: a name in .nii or .nii.gz that is no folder."""
-    return target.name.lower().endswith(VOLUME_SUFFIXES) and not target.is_dir()
+    """Whether an output is one image file: a name in .nii or .nii.gz that is no folder.
+
+    UsageError for a name that asks for another kind of file, or the results would lie in a folder of that name.
+    """
+    if target.is_dir() or target.name.lower().endswith(VOLUME_SUFFIXES):
+        return not target.is_dir()
+    if target.suffix.lower() in _OTHER_FILES:
+        hint = "ctsr writes NIfTI files, and DICOM into a folder"
+        raise UsageError("ends in neither .nii nor .nii.gz", path=target, hint=hint)
+    return False
 
 
 def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[list[Case], bool]:
@@ -123,8 +132,9 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         reason = f"lies inside the input folder {source}"  # or the next run would find it there
         raise UsageError(reason, path=target, hint="name a place outside it")
+    is_image = names_image(target)
     if is_dicom(source):
-        if names_image(target):
+        if is_image:
             return [Case(source.name, source, target, only_series(source))], False
         found = find_series(source)
         series: list[Stack | Refused] = [*found.stacks, *found.refused]
@@ -136,7 +146,7 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
         cases = [Case(str(name), source / name, target / name) for name in names]
     else:
         return [Case(source.name, source, target)], False
-    if names_image(target) or (target.exists() and not target.is_dir()):
+    if is_image or (target.exists() and not target.is_dir()):
         raise UsageError("names a file; a folder of cases needs a folder for its results", path=target)
     taken: dict[str, str] = {}
     for case in cases:

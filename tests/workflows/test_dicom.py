@@ -15,10 +15,11 @@ from ctsr.errors import GeometryError, InputError, SomeCasesFailed, UsageError
 from ctsr.io.dicom.read import read_stack
 from ctsr.io.lists import write_file_list
 from ctsr.io.scans import is_dicom, only_series, read_scan
+from ctsr.workflows.convert import convert
 from ctsr.workflows.evaluate import EvaluateOptions
 from ctsr.workflows.evaluate_files import evaluate_files
 from ctsr.workflows.folder import raise_for_failures
-from ctsr.workflows.requests import FileOptions, Simulation
+from ctsr.workflows.requests import Conversion, FileOptions, Simulation
 from ctsr.workflows.simulate import simulate
 from ctsr.workflows.thinner import Thinner
 from ctsr.workflows.upsample import upsample_files
@@ -109,6 +110,19 @@ def test_a_series_is_not_thinned_into_its_own_folder(thick, name):
     with pytest.raises(UsageError, match="lies inside the input folder"):
         thin(thick, thick / name)
     assert not (thick / "thin").exists()
+
+
+@pytest.mark.parametrize("name", ["thin.nrrd", "thin.dcm", "thin.nii.zip"])
+def test_no_folder_is_made_of_a_name_that_asks_for_another_file(tmp_path, thick, name):
+    target = tmp_path / name
+    for work in (
+        lambda: thin(thick, target),
+        lambda: simulate(thick, target, Simulation()),
+        lambda: convert(thick, target, Conversion()),
+    ):
+        with pytest.raises(UsageError, match=r"ends in neither \.nii nor \.nii\.gz"):
+            work()
+    assert list(tmp_path.iterdir()) == [thick]
 
 
 def flip(data) -> None:
