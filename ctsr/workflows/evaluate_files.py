@@ -57,6 +57,7 @@ def evaluate_files(
     is_one = not (is_pairs or is_folder_of_scans(pred))
     given, has_thick = [p for p in (pred, ref, thick) if p is not None], is_pairs or thick is not None
     known = checked(wanted, given, is_one=is_one, has_ref=ref is not None, has_thick=has_thick)
+    _refuse_missing(given)
     cases, notes = _cases(pred, ref, thick, is_pairs=is_pairs)
 
     def work(case: _Files, picture: Picture | None) -> Scored:
@@ -84,8 +85,7 @@ def evaluate_thin_files(
     """Simulate from a file or all files of a folder, thin, and score; conditions are about the first method."""
     is_one = not is_folder_of_scans(source)
     known = checked(wanted, [source], is_one=is_one and len(options.factors) == 1)
-    if not source.exists():
-        raise InputError("does not exist", path=source)
+    _refuse_missing([source])
     thinners = load(options)
     cases = [Case(source.name, source, source)]
     if not is_one:
@@ -102,6 +102,12 @@ def evaluate_thin_files(
 
     evaluation = Evaluation(judged=options.methods[0], requirements=known)
     return _evaluated(cases, work, wanted, report, options.mask, evaluation, is_one)
+
+
+def _refuse_missing(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise InputError("does not exist", path=path)
 
 
 def _evaluated(

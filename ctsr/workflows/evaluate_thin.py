@@ -12,6 +12,7 @@ from ctsr.core.geometry import canonical_turn, slice_axis
 from ctsr.core.volume import Volume
 from ctsr.core.zgrid import ZGrid
 from ctsr.errors import UsageError
+from ctsr.infer.pipeline import CLASSICAL
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.simulation import simulate_volume
 from ctsr.workflows.evaluate import Judge, with_gain
@@ -49,8 +50,8 @@ class ThinOptions:
         for name, value in (("ratio", self.ratio), ("told-ratio", self.told_ratio)):
             if value is not None and not 0.2 <= value <= 4:
                 raise UsageError(f"--{name}: {value:g} is not in 0.2…4")
-        if self.checkpoint is not None and "baseline" not in self.methods:
-            raise UsageError("--checkpoint has no meaning without --model baseline")
+        if self.checkpoint is not None and all(method in CLASSICAL for method in self.methods):
+            raise UsageError("--checkpoint has no meaning without --model baseline or diffusion")
 
 
 def load(o: ThinOptions) -> Thinners:
@@ -58,7 +59,7 @@ def load(o: ThinOptions) -> Thinners:
     return {
         factor: {
             method: Thinner(
-                factor=factor, model=method, checkpoint=o.checkpoint if method == "baseline" else None,
+                factor=factor, model=method, checkpoint=None if method in CLASSICAL else o.checkpoint,
                 profile=o.told_profile or o.profile, axis=o.axis, device=o.device,
             )
             for method in dict.fromkeys((*o.methods, "cubic"))

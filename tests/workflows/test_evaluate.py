@@ -31,6 +31,7 @@ from ctsr.workflows.folder import Report
 from ctsr.workflows.requests import Wanted
 from ctsr.workflows.thinner import Thinner
 from tests.train.tiny import body
+from tests.workflows.test_upsample_diffusion import make_project
 
 SPACING = 1.25  # mm, of the thin slices
 
@@ -278,6 +279,12 @@ def test_a_network_of_ones_own_is_scored(thin, tmp_path):
     assert any("slice spacing 2.5 mm, trained for 3…6" in note for note in found.notes)
 
 
+def test_a_diffusion_of_ones_own_is_scored(thin, tmp_path):
+    row = evaluate_thin(thin, methods=("diffusion",), checkpoint=str(make_project(tmp_path)), device="cpu")[0]
+    assert (row["method"], row["weights"]) == ("diffusion", "best.safetensors")
+    assert row["residual_mean_hu"] < 0.5
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"ratio": 5.0}, {"told_ratio": 0.1}, {"factors": ()}, {"methods": ("cubic",), "checkpoint": "x"}],
@@ -451,7 +458,7 @@ def test_a_result_without_its_reference_is_a_failed_case(tree):
 @pytest.mark.parametrize(
     ("pred", "ref", "more", "words"),
     [
-        ("res", "ref/a.nii", {}, "is not a folder"),
+        ("res", "ref/b.nii", {}, "is not a folder"),
         ("res/a.nii", "ref", {}, "is a folder"),
         ("res", "ref", {"figure": Path("x.png")}, "one case"),
         ("res", "ref", {"out": Path("x.txt")}, "neither .csv nor .json"),
@@ -460,6 +467,13 @@ def test_a_result_without_its_reference_is_a_failed_case(tree):
 def test_what_does_not_go_together_is_usage(tree, pred, ref, more, words):
     with pytest.raises(UsageError, match=words):
         run(tree, pred, ref, **more)
+
+
+def test_what_is_not_there_is_named(tree):
+    for pred, ref, thick in (("no", "ref", None), ("res", "no", None), ("res/a.nii", "ref/b.nii", "no")):
+        with pytest.raises(InputError, match="does not exist") as refused:
+            run(tree, pred, ref, thick)
+        assert refused.value.path == str(tree / "no")
 
 
 def test_a_pairs_file_names_truth_and_thick_and_results_are_found_by_name(tmp_path):
