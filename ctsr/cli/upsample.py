@@ -104,7 +104,12 @@ def upsample(
         told = Report(console.note, console.warn, console.detail, ticker)
         rows = upsample_files(source, target, thinner, files, told, shard=shard)
     if "case" in rows[0]:  # a folder
-        console.table(rows, "case", "status", "reason", "slices_in", "slices_out", "seconds")
+        taken = (
+            ("peak_gb", "slabs", "windows", "threads", "estimate_seconds")
+            if files.is_dry_run
+            else ("seconds",)
+        )
+        console.table(rows, "case", "status", "reason", "slices_in", "slices_out", *taken)
         raise_for_failures(rows, path=source)
         console.document({"cases": rows})
         return
@@ -113,10 +118,10 @@ def upsample(
     if row["status"] == "skipped":
         console.result(f"{target}: is there and agrees, skipped")
     else:
-        console.result(f"{target}: {_summary(row, files.threads)}")
+        console.result(f"{target}: {_summary(row)}")
 
 
-def _summary(row: dict[str, Any], threads: int | None) -> str:
+def _summary(row: dict[str, Any]) -> str:
     grid = (
         f"{row['slices_out']} slices of {row['output_spacing_mm']:g} mm "
         f"from {row['slices_in']} of {row['input_spacing_mm']:g} mm"
@@ -124,7 +129,7 @@ def _summary(row: dict[str, Any], threads: int | None) -> str:
     if row["status"] == "planned":
         return (
             f"would hold {grid}; {row['peak_gb']} GB at most, {row['slabs']} slab(s) along z, "
-            f"{row['windows']} window(s) in plane, {threads} thread(s), about {row['estimate_seconds']:.0f} s"
+            f"{row['windows']} window(s) in plane, {row['threads']} thread(s), about {row['estimate_seconds']:.0f} s"
         )
     mean, largest = row["residual_mean_hu"], row["residual_max_hu"]
     return (

@@ -75,7 +75,7 @@ class Options:
         if self.model not in (*CLASSICAL, "baseline", "diffusion"):
             raise UsageError(f"--model: {self.model} is not baseline, diffusion, {', '.join(CLASSICAL)}")
         if self.model in CLASSICAL and self.checkpoint is not None:
-            raise UsageError(f"--checkpoint has no meaning with --model {self.model}")
+            raise UsageError(f"--checkpoint and --project have no meaning with --model {self.model}")
         for name in ("vae_checkpoint", "stage_one"):
             if self.model != "diffusion" and getattr(self, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning with --model {self.model}")

@@ -304,6 +304,15 @@ class FileOptions:
     threads: int | None = o.threads()
     seed: int = o.seed()
 
+    def __post_init__(self) -> None:
+        if self.overwrite and self.skip_existing:
+            raise UsageError("--overwrite and --skip-existing exclude each other")
+
+    @property
+    def beside(self) -> list[Path]:
+        """What is written beside the result."""
+        return [p for p in (self.save_added, self.save_uncertainty, self.preview) if p is not None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:

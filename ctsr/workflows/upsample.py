@@ -62,7 +62,7 @@ def upsample_files(
         if shard is not None:
             raise UsageError("--shard is for a folder of cases")
         return [_thin(cases[0], thinner, files, report, notes_weights=True)]
-    if any(p is not None for p in (files.preview, files.save_added, files.save_uncertainty, files.like)):
+    if files.beside or files.like is not None:
         raise UsageError("--preview, --save-added, --save-uncertainty and --like are for one file")
     cases = take_shard(cases, shard)
     if not (files.is_dry_run or files.skip_existing or files.overwrite):
@@ -94,6 +94,10 @@ def _thin(
         _note_weights(thinner, report)
     request = _request(thinner, files)
     if is_there:
+        for path in files.beside:
+            if not path.exists():
+                hint = "--overwrite instead of --skip-existing makes both"
+                raise UsageError(f"is not there, {case.target} is", path=path, hint=hint)
         asked = request["request"] | {"weights_sha256": request["weights_sha256"]}
         return _row(agreeing_record(case.target, asked | {"input_sha256": case.sha256()})) | {
             "status": "skipped"
@@ -116,6 +120,7 @@ def _thin(
             "peak_gb": round(job.plan.peak_bytes / 1e9, 3),
             "slabs": len(job.plan.slabs),
             "windows": len(list(job.plan.tiling)),
+            "threads": files.threads or 1,
             "estimate_seconds": round(job.plan.seconds(files.threads or 1), 1),
         }
     job.record |= request | {"input_sha256": case.sha256(), "seed": files.seed, "threads": files.threads or 1}
@@ -144,10 +149,11 @@ def _lender(case: Case, files: FileOptions) -> Stack | None:
 
 def _check_outputs(case: Case, files: FileOptions, like: Stack | None) -> None:
     """UsageError or ResourceError where an output could not be written at the end."""
-    volumes = [path for path in (files.save_added, files.save_uncertainty) if path is not None]
-    for path in volumes:
-        if not path.name.lower().endswith(VOLUME_SUFFIXES):
+    for path in files.beside:
+        if path != files.preview and not path.name.lower().endswith(VOLUME_SUFFIXES):
             raise UsageError("ends in neither .nii nor .nii.gz", path=path)
+    if files.preview is not None and files.preview.suffix.lower() != ".png":
+        raise UsageError("does not end in .png", path=files.preview)
     if files.is_dry_run:
         return
     if like is not None:
@@ -155,11 +161,10 @@ def _check_outputs(case: Case, files: FileOptions, like: Stack | None) -> None:
     else:
         inputs = [case.source] if case.series is None else []
         check_image_output(case.target, overwrite=files.overwrite, inputs=inputs)
-    beside = [*volumes, *([files.preview] if files.preview else [])]
-    for path in beside:
+    for path in files.beside:
         check_output(path, overwrite=files.overwrite, inputs=[case.source])
-    if len({path.resolve() for path in [case.target, *beside]}) <= len(beside):
-        raise UsageError("two outputs have this name", path=beside[-1])
+    if len({path.resolve() for path in [case.target, *files.beside]}) <= len(files.beside):
+        raise UsageError("two outputs have this name", path=files.beside[-1])
 
 
 def _note_weights(thinner: Thinner, report: Report) -> None:

@@ -88,6 +88,8 @@ REFUSED = [
     (("--out-thickness", "1", "--profile", "box", *IN), 2, "no meaning with --profile box"),
     (("--model", "best", *IN), 2, "--model: best is not baseline"),
     (("--model", "cubic", "--checkpoint", "x", *IN), 2, "no meaning"),
+    (("--model", "cubic", "--project", ".", *IN), 2, "--project have no meaning"),
+    (("--skip-existing", "--overwrite", *IN), 2, "exclude each other"),
     (("--checkpoint", "x", "--project", ".", *IN), 2, "exclude each other"),
     (("--consistency", "soft", *IN), 2, "'soft' is not one of 'hard', 'off'"),
     (("--profile", "round", *IN), 2, "--profile: round"),
@@ -143,7 +145,7 @@ REFUSED = [
     (("in.nii", "/dev/null"), 2, "/dev/null"),
     (("in.nii", "fifo"), 2, "fifo"),
     (("in.nii", "old.nii.gz"), 2, "old.json: exists"),
-    (("in.nii", "out.nii", "--preview", "old.nii"), 2, "old.nii: exists"),
+    (("in.nii", "out.nii", "--preview", "out.json"), 2, "out.json: does not end in .png"),
     (("in.nii", "out.nii", "--preview", "none/p.png"), 2, "folder does not exist"),
     (("in.nii", "out.nii", "--save-added", "out.nii"), 2, "two outputs"),
     (("in.nii", "out.nii", "--save-added", "added"), 2, "neither"),
@@ -298,6 +300,10 @@ def test_a_dry_run_says_what_it_would_take(ctsr, here, weights):
     assert snapshot(here) == before
     for words in ("GB at most", "1 slab(s)", "1 window(s)", "2 thread(s)", "about 0 s"):
         assert words in ran.out
+    ran = ctsr("upsample", "some", "outs", "--checkpoint", weights, "--dry-run", "--threads", "2")
+    names, first = (line.split() for line in ran.out.splitlines())
+    assert names[-5:] == ["peak_gb", "slabs", "windows", "threads", "estimate_seconds"]
+    assert (float(first[-5]) > 0.1, first[-4:-1]) == (True, ["1", "1", "2"])
 
 
 def test_a_second_run_skips_and_says_so(ctsr, here):
@@ -308,6 +314,8 @@ def test_a_second_run_skips_and_says_so(ctsr, here):
     ran = ctsr("upsample", *IN, "--model", "cubic", "--skip-existing", "--factor", "3")
     assert ran.code == 2
     assert "factor 2.0, asked for is 3.0" in ran.line
+    ran = ctsr("upsample", *IN, "--model", "cubic", "--skip-existing", "--preview", "p.png")
+    assert (ran.code, "p.png: is not there, out.nii is" in ran.line) == (2, True)
     assert snapshot(here) == before
 
 
