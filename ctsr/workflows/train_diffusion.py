@@ -66,7 +66,8 @@ def train_diffusion(request: TrainDiffusion, *, report: t.Report, stopping: t.St
             changes = diffuser.draw(lambda a, b: x[a:b], [(0, len(x))], size, **how)
             return np.stack(list(changes(0, len(x))))
 
-        is_published = request.schedule == "published"  # whose noise is that of latents, not of residuals
+        # whose noise is that of latents, not of residuals; asked for, or of the run that goes on
+        is_published = path in (Schedule.published(15), Schedule.published(4))
         model = _model(request, vae.latent_channels, path.kappa, [1.0] if is_published else sigma.tolist())
         told = {name: getattr(sampling, name) for name in ("sampler", "num_steps", "samples")}
         made_of = t.card(scans, seed=loop.seed) | {

@@ -188,9 +188,10 @@ def test_a_schedule_that_is_known_needs_no_regression(project, changes, kappa, w
     assert not (folder / "regression").exists()
 
 
-def test_a_longer_run_keeps_its_schedule(project):
+@pytest.mark.parametrize("schedule", ["ctsr", "published"])
+def test_a_longer_run_keeps_its_schedule(project, schedule):
     """Of 40 steps 2 are taken for the regression, of 60 it would be 3."""
-    run(project)
+    run(project, schedule=schedule)
     before = checkpoint.read(project / "checkpoints/diffusion").card["schedule"]
     result, told = run(project, max_steps=60)
     assert (result.outcome.step, told.lengths) == (60, [60])
