@@ -14,7 +14,7 @@ import numpy as np
 from ctsr.core.geometry import canonical_turn, slice_axis
 from ctsr.core.volume import AIR, PADDING_LIMIT, Volume, rounded, storage_type
 from ctsr.core.zgrid import ZGrid, shifted_affine, thick_count
-from ctsr.errors import GeometryError, UsageError
+from ctsr.errors import GeometryError, InputError, UsageError
 from ctsr.physics.operator import apply_along_z, grid_operator
 from ctsr.physics.profile import SliceProfile
 from ctsr.physics.zmatrix import nearest_matrix
@@ -101,9 +101,11 @@ def simulate_volume(
         notes.append(f"{dropped} of {len(thin)} thin slices dropped: they fill no whole thick slice")
     start = dropped if turn.flips[0] else 0  # in the file's order
     cropped = shifted_affine(volume.affine, axis, first=start, step=1.0)
-    dtype = storage_type(volume.result_dtype, float(thick.min()), float(thick.max()))
+    low, high = float(thick.min()), float(thick.max())
+    if not math.isfinite(low + high):
+        raise InputError("holds voxels that are not finite")
     made = Volume(
-        rounded(turn.undo(thick), dtype),
+        rounded(turn.undo(thick), storage_type(volume.result_dtype, low, high)),
         shifted_affine(cropped, axis, first=-grid.first * factor, step=factor),
         slice_thickness=thickness,
         slice_axis=axis,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,10 +119,15 @@ class Job:
         self.shape = (i, j, k)
         self.given = self.y = y
         self.padding: np.ndarray | None = None
-        if volume.data.min() <= PADDING_LIMIT:
+        low, high = float(volume.data.min()), float(volume.data.max())
+        if not math.isfinite(
+            low + high
+        ):  # a file's were looked at when it was read, a caller's array was not
+            raise InputError("holds voxels that are not finite")
+        if low <= PADDING_LIMIT:
             self.padding = y <= PADDING_LIMIT
             self.y = np.where(self.padding, y.dtype.type(AIR), y)
-        self.dtype = storage_type(volume.result_dtype, volume.data.min(), volume.data.max())
+        self.dtype = storage_type(volume.result_dtype, low, high)
         tiling = _tiling(options, engine, self.y)
         self.pipeline = Pipeline(self.recipe, tiling=tiling, engine=engine, diffuser=diffuser)
         self.can_stream = is_streamed and self.axis == 2
