@@ -120,9 +120,7 @@ class Job:
         self.given = self.y = y
         self.padding: np.ndarray | None = None
         low, high = float(volume.data.min()), float(volume.data.max())
-        if not math.isfinite(
-            low + high
-        ):  # a file's were looked at when it was read, a caller's array was not
+        if not math.isfinite(low + high):  # possible in a caller's array, never in a file's
             raise InputError("holds voxels that are not finite")
         if low <= PADDING_LIMIT:
             self.padding = y <= PADDING_LIMIT
