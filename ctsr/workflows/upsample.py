@@ -267,8 +267,7 @@ def _request(thinner: Thinner, files: FileOptions) -> dict[str, Any]:
         "form": files.form,
         "hu_offset": files.hu_offset,
     }
-    if (used := thinner.weights.get("diffusion")) is not None:
-        asked["diffusion"] = used
+    asked |= thinner.weights.get("diffusion", {})
     return {"request": asked, "weights_sha256": thinner.weights.get("weights_sha256")}
 
 

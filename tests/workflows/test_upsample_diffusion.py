@@ -144,7 +144,7 @@ def test_files_come_out_with_a_record_of_all_three_networks(tmp_path, project):
     again = FileOptions(skip_existing=True)
     assert upsample_files(source, target, thinner(project), again)[0]["status"] == "skipped"
     other = thinner(project, sampling=Sampling(num_steps=3, samples=2))
-    with pytest.raises(UsageError, match="diffusion"):
+    with pytest.raises(UsageError, match="was made with num_steps 2, asked for is 3"):
         upsample_files(source, target, other, again)
 
 
