@@ -20,7 +20,7 @@ import typer
 
 from ctsr.cli.main import app
 from ctsr.data.latents import LatentPair
-from ctsr.errors import CtsrError, TrainingDiverged
+from ctsr.errors import CtsrError, TrainingDiverged, WeightsError
 from ctsr.infer.sampling import Sampling
 from ctsr.infer.vae_tiles import decode_tiled
 from ctsr.models.latent_unet import LatentUNetConfig
@@ -245,6 +245,13 @@ def test_what_does_not_fit_is_refused_before_any_step(project, case):
         train(project)
     assert error.value.exit_code == code
     assert not (project / "checkpoints/diffusion").exists()
+
+
+def test_the_folder_of_another_training_is_refused_by_its_kind(project):
+    folder = project / "checkpoints/vae"
+    shutil.copy(folder / "best.safetensors", folder / "last.safetensors")
+    with pytest.raises(WeightsError, match=r"last\.safetensors: a training of kind vae"):
+        train(project, "--output-dir", str(folder))
 
 
 @pytest.mark.parametrize(
