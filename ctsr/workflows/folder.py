@@ -17,6 +17,7 @@ from ctsr import __version__
 from ctsr.errors import (
     CtsrError,
     GeometryError,
+    InputError,
     NetworkError,
     ResourceError,
     SomeCasesFailed,
@@ -127,7 +128,7 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
     DICOM series. A single one goes where `target` says; an image file as target asks for exactly one.
     series_suffix: what the results of several series end in; "" where they are folders.
     Raises UsageError where `target` is a file or lies inside `source`, where two inputs would share an output, or
-    where there is nothing to do; InputError where a folder holds no scan.
+    where there is nothing to do; InputError where there is no source, or no scan in it.
     """
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         reason = f"lies inside the input folder {source}"  # or the next run would find it there
@@ -144,8 +145,10 @@ def find_cases(source: Path, target: Path, *, series_suffix: str = "") -> tuple[
     elif source.is_dir():
         names = [path.relative_to(source) for path in volumes_in(source)]
         cases = [Case(str(name), source / name, target / name) for name in names]
-    else:
+    elif is_image or source.exists():
         return [Case(source.name, source, target)], False
+    else:  # an image file or a folder of DICOM, so nobody knows whether the target's name is right
+        raise InputError("does not exist", path=source)
     if is_image or (target.exists() and not target.is_dir()):
         raise UsageError("names a file; a folder of cases needs a folder for its results", path=target)
     taken: dict[str, str] = {}

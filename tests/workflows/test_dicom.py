@@ -112,6 +112,12 @@ def test_a_series_is_not_thinned_into_its_own_folder(thick, name):
     assert not (thick / "thin").exists()
 
 
+def test_a_series_that_is_not_there_is_told_before_the_output_is_looked_at(tmp_path):
+    for work in (thin, lambda source, target: simulate(source, target, Simulation())):
+        with pytest.raises(InputError, match="thikc: does not exist"):
+            work(tmp_path / "thikc", tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["thin.nrrd", "thin.dcm", "thin.nii.zip"])
 def test_no_folder_is_made_of_a_name_that_asks_for_another_file(tmp_path, thick, name):
     target = tmp_path / name
