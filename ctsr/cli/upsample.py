@@ -103,13 +103,10 @@ def upsample(
     with console.progress(str(source)) as ticker:
         told = Report(console.note, console.warn, console.detail, ticker)
         rows = upsample_files(source, target, thinner, files, told, shard=shard)
-    if "case" in rows[0]:  # a folder
-        taken = (
-            ("peak_gb", "slabs", "windows", "threads", "estimate_seconds")
-            if files.is_dry_run
-            else ("seconds",)
-        )
-        console.table(rows, "case", "status", "reason", "slices_in", "slices_out", *taken)
+    if not rows or "case" in rows[0]:  # a folder
+        plan = ("peak_gb", "slabs", "windows", "threads", "estimate_seconds")
+        more = plan if files.is_dry_run else ("seconds",)
+        console.table(rows, "case", "status", "reason", "slices_in", "slices_out", *more)
         raise_for_failures(rows, path=source)
         console.document({"cases": rows})
         return

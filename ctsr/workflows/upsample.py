@@ -55,7 +55,7 @@ def upsample_files(
 
     DICOM comes out where `target` names no image file. An output that exists stays as it was unless all went well.
     A folder's rows name their `case` and go to `summary.csv`; one that fails there has the status `failed`, for a
-    single one the error rises. Raises UsageError before any work where outputs are in the way.
+    single one the error rises. A share may hold none. Raises UsageError before any work where outputs are in the way.
     """
     cases, is_folder = find_cases(source, target)
     if not is_folder:
@@ -64,7 +64,10 @@ def upsample_files(
         return [_thin(cases[0], thinner, files, report, notes_weights=True)]
     if files.beside or files.like is not None:
         raise UsageError("--preview, --save-added, --save-uncertainty and --like are for one file")
-    cases = take_shard(cases, shard)
+    n, cases = len(cases), take_shard(cases, shard)
+    if not cases:  # a task more than there are cases: nothing is wrong
+        report.note(f"{source}: {n} cases, none for share {shard}")
+        return []
     if not (files.is_dry_run or files.skip_existing or files.overwrite):
         hint = "--overwrite replaces it, --skip-existing leaves it"
         refuse_existing((case.target for case in cases), hint=hint)

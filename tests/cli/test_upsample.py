@@ -293,6 +293,16 @@ def test_a_folder_with_a_bad_case_ends_with_a_table_and_7(ctsr, here):
     assert (here / "outs" / "summary.csv").read_text().count("\n") == 3
 
 
+def test_a_share_without_a_case_is_no_failure(ctsr, here):
+    ran = ctsr("upsample", "some", "outs", "--shard", "9/9")
+    assert (ran.code, ran.out, ran.line) == (0, "", "note: some: 1 cases, none for share 9/9")
+    assert json.loads(ctsr("upsample", "some", "outs", "--shard", "9/9", "--json").out) == {
+        "ok": True,
+        "cases": [],
+    }
+    assert not (here / "outs").exists()
+
+
 def test_a_dry_run_says_what_it_would_take(ctsr, here, weights):
     before = snapshot(here)
     ran = ctsr("upsample", *IN, "--checkpoint", weights, "--dry-run", "--threads", "2")
