@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ctsr.errors import InputError, UsageError
 from ctsr.io.dicom.records import Refused, Scan, Stack
+from ctsr.io.dicom.scan import DUPLICATE
 from ctsr.io.dicom.sidecar import KEYWORDS, attributes
 from ctsr.io.lists import read_table
 from ctsr.workflows.requests import Conversion
@@ -162,7 +163,7 @@ def refuse_incomplete(scan: Scan, source: Path, warn: Callable[[str], None]) -> 
     numbers = {uid: row[_IMAGES].strip() for uid, row in rows.items() if row[_MODALITY].strip() == "CT"}
     expected = {uid: int(n) for uid, n in numbers.items() if n.isdecimal()}
     found: list[Stack | Refused] = [*scan.stacks, *scan.refused]
-    present = Counter(skipped.series_uid for skipped in scan.skipped)
+    present = Counter(s.series_uid for s in scan.skipped if not s.reason.startswith(DUPLICATE))
     for each in found:
         present[each.series_uid] += each.n_files
     if absent := sum(not present[uid] for uid in expected):

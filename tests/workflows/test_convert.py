@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -372,6 +373,7 @@ def test_an_incomplete_download_is_refused(export, tmp_path):
     (export / "metadata.csv").write_text(text)
     listed = "\n".join(["manifestVersion=3.0", "ListOfSeriesToDownload=", *(u for u, *_ in rows), "1.2.5"])
     (export / "lidc.tcia").write_text(listed)
+    shutil.copytree(export / "SECRET2", export / "again")  # the same part, fetched twice
     outcome, said = run(export, project=tmp_path)
     reasons = {
         row["name"].split("/")[0]: row["reason"] for row in outcome.refused if "images" in row["reason"]

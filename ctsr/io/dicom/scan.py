@@ -19,7 +19,9 @@ from ctsr.io.dicom.pixels import check_stored, fingerprint
 from ctsr.io.dicom.records import DicomFile, Refused, Scan, Skipped, Slice, Stack
 from ctsr.io.dicom.source import damage, find
 
-__all__ = ["scan"]
+__all__ = ["DUPLICATE", "scan"]
+
+DUPLICATE = "duplicate of"  # begins the reason of a file that is another one again, UIDs and all
 
 _SAME_SPACING, _SAME_DIRECTION = 1e-4, 1e-4  # mm, cosine; more is another stack
 _SCOUT_COSINE = 0.7071  # 45° off what most of its series shows
@@ -179,7 +181,7 @@ def _copies_by_identifier(slices: Sequence[Slice]) -> _LeftOut:
         if content(original) != content(s):
             names = f"{original.file.name} and {s.file.name}"
             raise InputError(f"two different images share SOPInstanceUID: {names}")
-        copies.append((s, f"duplicate of {original.file.name}"))
+        copies.append((s, f"{DUPLICATE} {original.file.name}"))
     return copies
 
 
@@ -247,7 +249,7 @@ def _volumes(group: Sequence[Slice], *, split: bool) -> tuple[list[_Volume], _Le
     places = _places(slices, normal)
     crowded = [place for place in places if len(place) > 1]
     repeats = (pair for place in crowded for pair in _repeats(place, fingerprint))
-    copies = [(s, f"duplicate of {original.file.name}") for s, original in repeats]
+    copies = [(s, f"the same pixels as {original.file.name}") for s, original in repeats]
     distinct = _without(slices, copies)
     if len(distinct) == len(places):
         volumes = _regular(distinct, split=split)
