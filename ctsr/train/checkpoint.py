@@ -86,13 +86,18 @@ def save(
         write_bytes(folder / f"{name}.safetensors", data, overwrite=True)
 
 
-def read(folder: Path) -> zoo.ModelFile:
-    """`last.safetensors`, checked as any model file is."""
+def read(folder: Path, kind: str | None = None) -> zoo.ModelFile:
+    """`last.safetensors`, checked as any model file is; UsageError where it is of another training than `kind`."""
     path = folder / "last.safetensors"
     try:
-        return zoo.unpack(path.read_bytes(), str(path))
+        file = zoo.unpack(path.read_bytes(), str(path))
     except OSError as exc:
         raise WeightsError(input_error(exc, path).reason, path=path) from exc
+    if kind not in (None, file.kind):
+        raise UsageError(
+            f"holds a training of {file.kind}, not of {kind}", path=folder, hint="another --output-dir"
+        )
+    return file
 
 
 def restore(

@@ -210,7 +210,7 @@ class _Run:
         return self._outcome()
 
     def _restore(self) -> None:
-        file = checkpoint.read(self.folder)
+        file = checkpoint.read(self.folder, self.task.kind)
         self._refuse_another_recipe(file.card.get("run"))
         self.progress = checkpoint.restore(
             file, self.folder, model=self.model, ema=self.ema, optimizer=self.optimizer

@@ -172,14 +172,8 @@ def _known_schedule(request: TrainDiffusion) -> Schedule | None:
         return Schedule.ctsr(request.kappa)
     if request.resume == "no" or not (request.folder / "last.safetensors").exists():
         return None
-    file = checkpoint.read(request.folder)
-    try:
-        return schedule_of(file.card, file.config.get("kappa", 0.0))
-    except WeightsError as exc:
-        reason = f"a training of kind {file.kind}: {exc.reason}"
-        raise WeightsError(
-            reason, path=request.folder / "last.safetensors", hint="another --output-dir"
-        ) from exc
+    file = checkpoint.read(request.folder, request.kind)
+    return schedule_of(file.card, file.config.get("kappa", 0.0))
 
 
 def _ranges(pairs: Sequence[LatentPair]) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ import typer
 
 from ctsr.cli.main import app
 from ctsr.data.latents import LatentPair
-from ctsr.errors import CtsrError, TrainingDiverged, WeightsError
+from ctsr.errors import CtsrError, TrainingDiverged, UsageError
 from ctsr.infer.sampling import Sampling
 from ctsr.infer.vae_tiles import decode_tiled
 from ctsr.models.latent_unet import LatentUNetConfig
@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_refused_before_any_step(project, case):
 def test_the_folder_of_another_training_is_refused_by_its_kind(project):
     folder = project / "checkpoints/vae"
     shutil.copy(folder / "best.safetensors", folder / "last.safetensors")
-    with pytest.raises(WeightsError, match=r"last\.safetensors: a training of kind vae"):
+    with pytest.raises(UsageError, match="holds a training of vae, not of diffusion"):
         train(project, "--output-dir", str(folder))
 
 

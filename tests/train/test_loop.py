@@ -232,6 +232,18 @@ def test_pairs_a_step_recipe_network_and_scans_are_kept(tmp_path):
         tiny.run(tmp_path, make=other_scans)
 
 
+def test_the_folder_of_another_kind_of_training_is_refused(tmp_path):
+    tiny.run(tmp_path, max_steps=1)
+
+    def other_kind():
+        task = tiny.task()
+        task.kind = "vae"
+        return task
+
+    with pytest.raises(UsageError, match="holds a training of baseline, not of vae"):
+        tiny.run(tmp_path, make=other_kind)
+
+
 def test_the_scans_that_a_run_is_made_from_are_told_apart():
     task = tiny.task()
     scans = [tiny.volume(1), tiny.volume(2)]
