@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctsr.errors import InputError
+from ctsr.errors import InputError, UsageError
 from ctsr.io.atomic import OutputFile, PathLike, check_output, input_error, write_text
 from ctsr.io.lists import VOLUME_SUFFIXES, stem
 
@@ -95,10 +95,11 @@ def _is_left_over(image: PathLike) -> bool:
 
 def check_image_output(image: PathLike, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
     """`check_output` for an image and for its record, which must not be the sidecar of an input either."""
-    inputs = list(inputs)
+    inputs, record = list(inputs), sidecar_path(image)
     check_output(image, overwrite=overwrite, inputs=inputs)
-    sidecars = [sidecar_path(i) for i in inputs]
-    check_output(sidecar_path(image), overwrite=overwrite or _is_left_over(image), inputs=sidecars)
+    if os.path.realpath(record) in (os.path.realpath(sidecar_path(i)) for i in inputs):  # there or not yet
+        raise UsageError("is the place of the input's sidecar, too", path=record, hint="name another output")
+    check_output(record, overwrite=overwrite or _is_left_over(image))
 
 
 def sha256_of(path: PathLike) -> str:

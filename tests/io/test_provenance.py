@@ -117,9 +117,11 @@ def test_a_foreign_record_is_noticed_before_the_work(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UsageError):
         check_image_output(tmp_path / "x.nii", overwrite=False)
-    with pytest.raises(UsageError, match=r"x\.json: is the input itself"):
+    with pytest.raises(UsageError, match=r"x\.json: is the place of the input's sidecar"):
         check_image_output(tmp_path / "x.nii", overwrite=True, inputs=[tmp_path / "x.nii.gz"])
     check_image_output(tmp_path / "y.nii", overwrite=False, inputs=[tmp_path / "x.nii.gz"])
+    with pytest.raises(UsageError, match="the input's sidecar"):  # though it is not there
+        check_image_output(tmp_path / "z.nii", overwrite=False, inputs=[tmp_path / "z.nii.gz"])
 
 
 def test_a_name_as_long_as_names_can_be_has_no_sidecar(tmp_path):
