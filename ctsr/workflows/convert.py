@@ -42,12 +42,14 @@ class Outcome:
     """What became of every file: series converted, left out on request or refused, and files skipped.
 
     Each a list of rows; those of `series` have a status: `ok`, `there` (it agrees, skipped) or `planned`.
+    n_others: series that other shares convert.
     """
 
     series: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    n_others: int = 0
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,11 +84,11 @@ class Outcome:
         """SomeCasesFailed where a series was refused, InputError where there is no CT volume at all."""
         if self.refused:
             first = self.refused[0]
-            n = len(self.refused) + len(self.series) + len(self.left_out)
+            n = len(self.refused) + len(self.series) + len(self.left_out) + self.n_others
             which = "" if first["name"] == source.name else f", the first is {first['name']}"
             reason = f"{len(self.refused)} of {n} series refused{which}: {first['reason']}"
             raise SomeCasesFailed(reason, path=source, hint=first["hint"], report=self.document())
-        if not self.series and not self.left_out:
+        if not (self.series or self.left_out or self.n_others):
             kinds = ", ".join(f"{row['files']} × {row['reason']}" for row in self.table()[:4])
             found = f": {kinds}" if kinds else ""
             raise InputError(f"no CT volume in it{found}", path=source, report=self.document())
@@ -155,7 +157,9 @@ def convert(
     cases = [_case(stack, data / f"{naming.file(stack)}.nii.gz") for stack in stacks]
     if twice := [target for target, n in Counter(case.target for case in cases).items() if n > 1]:
         raise UsageError("two series would have this name", path=twice[0], hint="--series leaves one out")
-    records = _run(take_shard(cases, c.shard), c, report, outcome)
+    share = take_shard(cases, c.shard)
+    outcome.n_others = len(cases) - len(share)
+    records = _run(share, c, report, outcome)
     if c.shard is None:
         if records:
             _write_lists(data, records, naming, c, report, outcome)

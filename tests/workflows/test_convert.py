@@ -242,6 +242,12 @@ def test_shares_and_processes_make_what_one_run_makes(export, tmp_path):
     }
 
 
+def test_a_share_without_a_series_ends_in_peace(export, tmp_path):
+    outcome, _ = run(export / "SECRET1" / "thin", project=tmp_path, shard="2/2")
+    outcome.raise_for_refusals(export)
+    assert outcome.table() == []
+
+
 def test_an_error_in_a_process_is_as_one_in_this(export, tmp_path):
     (stack,) = scan(export / "SECRET1" / "thin").stacks
     case = Case("thin", export, tmp_path / "no" / "folder.nii", stack)
