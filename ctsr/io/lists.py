@@ -16,6 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
+LOST = "lost+found"  # at the root of a disk, which its owner alone reads
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that starts so
 
 
@@ -29,7 +30,7 @@ def stem(path: PathLike) -> str:
 
 
 def volumes_in(folder: PathLike) -> list[Path]:
-    """All NIfTI files under `folder`, sorted, without hidden files and folders; may be empty.
+    """All NIfTI files under `folder`, sorted, without hidden files and folders, and `lost+found`; may be empty.
 
     Links to folders are followed, but for those that lead back to a folder they lie in. A folder that can't be read
     is an InputError: its files would be missing without a word.
@@ -45,7 +46,7 @@ def volumes_in(folder: PathLike) -> list[Path]:
         return path.resolve() in {above.resolve() for above in path.absolute().parents}
 
     for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".") and not leads_back(Path(here, f))]
+        folders[:] = [f for f in folders if not f.startswith((".", LOST)) and not leads_back(Path(here, f))]
         names = [n for n in names if n.lower().endswith(VOLUME_SUFFIXES) and not n.startswith(".")]
         found += (Path(here, name) for name in names)
     return sorted(found)

@@ -163,6 +163,13 @@ def test_a_folder_that_can_not_be_read_is_refused_by_name(data, monkeypatch):
     assert refused.value.path == str(data / "sub")
 
 
+def test_what_a_disk_keeps_at_its_root_for_itself_is_no_folder_of_scans(data):
+    before = volumes_in(data)
+    (data / "lost+found").mkdir()
+    (data / "lost+found" / "e.nii").write_bytes(b"")
+    assert volumes_in(data) == before
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
