@@ -82,7 +82,9 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning with --model {self.model}")
         if self.patch is not None and min(self.patch) < 1:
             raise UsageError(f"--patch-size: {self.patch} has a side below 1")
-        if self.overlap is not None and (self.patch is None or not 0 <= self.overlap < min(self.patch[1:])):
+        if self.overlap is not None and self.patch is None:
+            raise UsageError("--overlap has no meaning without --patch-size")
+        if self.overlap is not None and self.patch and not 0 <= self.overlap < min(self.patch[1:]):
             raise UsageError(f"--overlap: {self.overlap} is not below --patch-size")
         check_names(self.device, self.dtype)
 

@@ -101,6 +101,7 @@ REFUSED = [
     (("--patch-size", "8", "7", "8", *IN), 2, "no multiples of"),
     (("--patch-size", "8", "8", "in.nii", "out.nii"), 2, ""),
     (("--patch-size", "8", "8", "8", "--overlap", "8", *IN), 2, "--overlap: 8 is not below"),
+    (("--overlap", "8", *IN), 2, "--overlap has no meaning without --patch-size"),
     (("--overlap", "-1", *IN), 2, "--overlap"),
     (("--device", "CPU", *IN), 2, "--device: CPU"),
     (("--device", "cuda:-1", *IN), 2, "--device: cuda:-1"),
