@@ -1,7 +1,8 @@
 """Muon: steps of the convolutions' kernels as orthogonal matrices.
 
 A gradient of a kernel is dominated by a few directions; a step that makes all singular values of the momentum equal
-moves in the others as well. SimpleUNet3D gained 2.73 dB after 400 steps from nothing, and 2.40 by AdamW.
+moves in the others as well. SimpleUNet3D gained 2.73 dB after 400 steps from nothing, and 2.40 by AdamW; the
+autoencoder was 1.4 dB ahead of AdamW after as many.
 
 K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. The scale that makes the rates of AdamW
 fit: J. Liu et al., Muon is scalable for LLM training, 2025.

@@ -20,6 +20,7 @@ from ctsr.metrics.fidelity import PEAK, Difference, difference, psnr
 from ctsr.metrics.masks import Regions
 from ctsr.models.vae import CtVae, kl
 from ctsr.train.loop import Heed
+from ctsr.train.muon import Muon
 
 __all__ = ["BlockTransform", "RoundTrip", "VaeLoss", "VaeTask", "usual_kl_weight"]
 
@@ -113,7 +114,7 @@ class VaeTask:
     """Patches, loss and validation of the autoencoder."""
 
     kind = "vae"
-    optimizer = torch.optim.AdamW
+    optimizer: type[torch.optim.AdamW] = Muon
 
     def __init__(
         self,
@@ -135,6 +136,7 @@ class VaeTask:
         self.recipe: Mapping[str, Any] = {
             "patches": asdict(recipe) | {"restored_share": restored_share},
             "loss": asdict(loss),
+            "optimizer": "muon",
             "train": fingerprint(train),
             "val": fingerprint(val),
         }
