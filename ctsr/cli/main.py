@@ -82,10 +82,9 @@ def main() -> None:
     signals.install()
     try:
         code = _run(Console(as_json="--json" in sys.argv, debug="--debug" in sys.argv))
-        if (
-            os.environ.get("WORLD_SIZE", "1") != "1"
-        ):  # torch leaves threads of the group that DDP has used, and they
-            with contextlib.suppress(OSError, ValueError):  # may abort the interpreter's end after a good run
+        # torch leaves threads of the group that DDP has used: they may abort the interpreter's end after a good run
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)

@@ -46,7 +46,7 @@ def volumes_in(folder: PathLike) -> list[Path]:
         return path.resolve() in {above.resolve() for above in path.absolute().parents}
 
     for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith((".", LOST)) and not leads_back(Path(here, f))]
+        folders[:] = [f for f in folders if not (f.startswith(".") or f == LOST or leads_back(Path(here, f)))]
         names = [n for n in names if n.lower().endswith(VOLUME_SUFFIXES) and not n.startswith(".")]
         found += (Path(here, name) for name in names)
     return sorted(found)

@@ -205,9 +205,7 @@ class _ZState:
             return convolve(conv, x, (0, *conv.padding[1:]))
         made = convolve(conv, x[:, :, : max(inside, 1) + 2], (0, *conv.padding[1:]))
         shape = (*made.shape[:2], ready, *made.shape[3:])
-        result = made.new_zeros(
-            shape
-        )  # in the type of what is made: of an input in fp32 that is bf16 under autocast
+        result = made.new_zeros(shape)  # in its type: of an input in fp32 that is bf16 under autocast
         result[:, :, :inside] = made[:, :, :inside]
         return result.contiguous(memory_format=torch.channels_last_3d)
 

@@ -20,7 +20,6 @@ __all__ = ["SHAPE", "SPACING", "Nodule", "Phantom", "phantom"]
 SHAPE = (96, 192, 240)  # (D, H, W)
 SPACING = (1.0, 1.5, 1.5)  # mm
 _FIELD = (270.0, 370.0)  # mm, (H, W) that a scale of 1 needs
-_CHUNK = 12  # slabs painted at a time
 
 _AIR, _FAT, _MUSCLE, _CORTEX, _MARROW, _DISC = -1000.0, -100.0, 55.0, 650.0, 230.0, 80.0
 _EMPHYSEMA = -965.0
@@ -69,10 +68,7 @@ def phantom(
     nodules = list(chest.nodules(bounds))
     shapes = [*chest.shapes(*bounds[0]), *nodules]
     edge = (spacing[1] + spacing[2]) / 2
-    hu = np.empty(shape, np.float32)
-    for start in range(0, shape[0], _CHUNK):
-        here = slice(start, start + _CHUNK)
-        hu[here] = paint(shapes, (z[here], y, x), slab=spacing[0], edge=edge, background=_AIR)
+    hu = paint(shapes, (z, y, x), slab=spacing[0], edge=edge, background=_AIR)
     noise_sd = float(rng.uniform(8, 20)) if noise_sd is None else noise_sd
     hu += _noise(rng, shape, noise_sd)
     places = [(n.centre - np.array([z[0], y[0], x[0]])).tolist() for n in nodules]

@@ -10,6 +10,7 @@ import numpy as np
 __all__ = ["Ellipsoid", "Point", "Shape", "Tube", "paint"]
 
 PLANES = 4  # a slab is the mean of: it shows its mean, and not what lies at its centre
+CHUNK = 12  # slabs painted at a time: so many planes are held
 
 Point = np.ndarray  # (3,) mm: z, y, x
 
@@ -70,8 +71,20 @@ def paint(
     axes: z, y, x of the voxels' centres, mm; slab: height of a voxel, mm; edge: width of an edge in plane, mm.
     """
     fine = ((np.arange(PLANES) + 0.5) / PLANES - 0.5) * slab
-    axes = [a.astype(np.float32) for a in ((axes[0][:, None] + fine).ravel(), *axes[1:])]
     boxes = np.array([shape.box for shape in shapes]).reshape(-1, 2, 3) + np.array([[-edge], [edge]])
+    hu = np.empty([len(axis) for axis in axes], np.float32)
+    for start in range(0, len(hu), CHUNK):
+        planes = (axes[0][start : start + CHUNK, None] + fine).ravel()
+        painted = _painted(shapes, boxes, (planes, *axes[1:]), edge, background)
+        hu[start : start + CHUNK] = painted.reshape(-1, PLANES, *hu.shape[1:]).mean(axis=1)
+    return hu
+
+
+def _painted(
+    shapes: Sequence[Shape], boxes: np.ndarray, axes: Sequence[np.ndarray], edge: float, background: float
+) -> np.ndarray:
+    """The planes themselves. boxes: (shapes, low or high, 3), mm."""
+    axes = [a.astype(np.float32) for a in axes]
     first = np.stack([np.searchsorted(a, boxes[:, 0, i]) for i, a in enumerate(axes)], axis=1)
     last = np.stack([np.searchsorted(a, boxes[:, 1, i], side="right") for i, a in enumerate(axes)], axis=1)
     canvas = np.full([len(a) for a in axes], background, np.float32)
@@ -81,4 +94,4 @@ def paint(
         cover = np.clip(0.5 - shapes[i].distance(*there) / edge, 0.0, 1.0) * shapes[i].opacity
         area = canvas[box]
         area += cover * (shapes[i].hu - area)
-    return np.asarray(canvas.reshape(-1, PLANES, *canvas.shape[1:]).mean(axis=1))
+    return canvas

@@ -92,12 +92,7 @@ class BaselineTask:
         self.card = card
         self.config: Mapping[str, Any] = model.config.to_dict()
         scans = {"train": fingerprint(train), "val": fingerprint(val)}
-        self.recipe: Mapping[str, Any] = {
-            "pairs": asdict(recipe),
-            "loss": asdict(_Loss()),
-            "optimizer": "muon",
-            **scans,
-        }
+        self.recipe: Mapping[str, Any] = {"pairs": asdict(recipe), "loss": asdict(_Loss()), **scans}
         self.source = PairSource(train, recipe, seed=seed)
         self.dataset: Dataset[dict[str, Any]] = _Pairs(self.source)
         self.cases = [_Case(volume) for volume in val]

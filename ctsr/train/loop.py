@@ -364,7 +364,11 @@ class _Run:
         return {
             "loop": asdict(self.config),
             "network": dict(self.task.config),
-            "recipe": {**self.task.recipe, "pairs a step": together},
+            "recipe": {
+                **self.task.recipe,
+                "optimizer": self.task.optimizer.__name__,
+                "pairs a step": together,
+            },
             "processes": self.world,
         }
 

@@ -20,11 +20,8 @@ __all__ = ["Muon", "moments"]
 
 MOMENTUM = 0.95
 STEPS = 5
-QUINTIC = (
-    3.4445,
-    -4.775,
-    2.0315,
-)  # steepest at zero: singular values end between 0.7 and 1.2, which is enough
+# of Newton and Schulz, steepest at zero: singular values end between 0.7 and 1.2, which is enough
+QUINTIC = (3.4445, -4.775, 2.0315)
 RMS = 0.2  # of a step, in learning rates, as AdamW's usually is
 
 

@@ -136,7 +136,6 @@ class VaeTask:
         self.recipe: Mapping[str, Any] = {
             "patches": asdict(recipe) | {"restored_share": restored_share},
             "loss": asdict(loss),
-            "optimizer": "muon",
             "train": fingerprint(train),
             "val": fingerprint(val),
         }

@@ -10,24 +10,21 @@ reaches here, and the bytes of their inputs and outputs, each once, over what a 
 
 from __future__ import annotations
 
+import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from machine import ROOT, markdown, options, provenance, section
-from speed import thick_input
+from speed import thick_input, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from variants import flop
+from variants import flop, seconds
 
 from ctsr.infer.device import choose_dtype
-from ctsr.infer.stage_one import Engine
-from ctsr.infer.windows import Tiling, occupied_box
+from ctsr.infer.windows import occupied_box
 from ctsr.models.simple_unet3d import SimpleUNet3D
-from ctsr.physics.profile import SliceProfile
 from ctsr.weights.registry import load_model
 
 KINDS = {  # by a word in the operation's name
@@ -49,15 +46,9 @@ def main() -> None:
     voxels = len(y) * np.prod([s.stop - s.start for s in box])
     operations, moved = flop(network) * voxels, bytes_a_voxel(network, dtype) * voxels
     rate, bandwidth = multiply_rate(dtype), copy_rate()
-    engine = Engine(network, torch.device("cpu"), dtype)
-    tiling = Tiling(*y.shape[1:], None, network.plane_reach, network.plane_reach, network.stride, box=box)
-
-    def double() -> None:
-        engine.double(y, SliceProfile(), spacing=2.5, thickness=2.5, rho=1.0, stack=len(y), tiling=tiling)
-
-    taken = fastest(double, 2)
+    taken = statistics.median(seconds(network, dtype, y) for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU]) as trace:
-        double()
+        seconds(network, dtype, y)
     spent = dict.fromkeys([*KINDS, "other work of the network"], 0.0)
     for event in trace.key_averages():
         kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), list(spent)[-1])
@@ -70,7 +61,7 @@ def main() -> None:
         },
         {"what": f"{moved / 1e9:.0f} GB at {bandwidth / 1e9:.0f} GB/s, a copy's", "s": moved / bandwidth},
         {"what": "a doubling", "s": taken},
-        *({"what": f"… {kind}", "s": seconds} for kind, seconds in spent.items()),
+        *({"what": f"… {kind}", "s": share} for kind, share in spent.items()),
         {"what": "… matrices along z, and all else", "s": max(0.0, taken - sum(spent.values()))},
     ]
     words = (
@@ -83,27 +74,17 @@ def main() -> None:
         section(ROOT / "docs" / "benchmarks.md", "floor", text)
 
 
-def fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def multiply_rate(dtype: torch.dtype) -> float:
     """FLOP/s of a product of two matrices of 3072 × 3072."""
     a = torch.randn(3072, 3072).to(dtype)
-    return 2 * 3072**3 / fastest(lambda: a @ a, 6)
+    return 2 * 3072**3 / timed(lambda: a @ a, 6)
 
 
 def copy_rate() -> float:
     """Bytes/s, those read and those written."""
     a = torch.zeros(1 << 28, dtype=torch.uint8)
     b = torch.ones_like(a)
-    return 2 * a.numel() / fastest(lambda: b.copy_(a), 6)
+    return 2 * a.numel() / timed(lambda: b.copy_(a), 6)
 
 
 def bytes_a_voxel(network: SimpleUNet3D, dtype: torch.dtype) -> float:
